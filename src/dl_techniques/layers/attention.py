@@ -1,0 +1,172 @@
+"""Grouped-query attention with optional rotary positions, query-key norm and key-value cache."""
+
+import math
+
+import keras
+from keras import ops
+
+from dl_techniques.layers.configured_layer import ConfiguredLayer, register, require_divisible
+from dl_techniques.layers.rotary_embedding import RotaryEmbedding
+
+
+@register
+class GroupedQueryAttention(ConfiguredLayer):
+    """Self-attention in which groups of query heads share one key-value head.
+
+    Args:
+        hidden_dim: Width of input and output.
+        num_heads: Query heads.
+        num_kv_heads: Key-value heads; default `num_heads` (plain multi-head attention).
+        head_dim: Channels per head; default `hidden_dim / num_heads`.
+        rope_theta: Base of the rotary positions; None for no rotary positions.
+        rope_scaling: See `RotaryEmbedding`.
+        use_qkv_bias: Biases on the query, key and value projections.
+        use_output_bias: A bias on the output projection.
+        qk_norm: RMS-normalise each head's queries and keys before the rotation.
+        norm_epsilon: Epsilon of the query-key norm.
+        dropout: Share of attention weights dropped in training.
+
+    Call arguments:
+        x: float[B, T, hidden_dim].
+        positions: int[B, T]; default 0, 1, ... (read only with rotary positions).
+        attention_mask: bool, broadcastable to [B, num_heads, T, S]; True where a query may look.
+            A query that may look nowhere gives zeros before the output projection.
+        cache: pair of float[B, max_len, num_kv_heads, head_dim], keys and values; S is then
+            max_len, and `attention_mask` is required.
+        cache_index: slot of the cache that x's first token takes.
+
+    Returns:
+        float[B, T, hidden_dim], with a cache: (that, the updated cache).
+
+    Reference: GQA, https://arxiv.org/abs/2305.13245.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        rope_theta: float | None = None,
+        rope_scaling: dict | None = None,
+        use_qkv_bias: bool = False,
+        use_output_bias: bool = False,
+        qk_norm: bool = False,
+        norm_epsilon: float = 1e-6,
+        dropout: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        num_kv_heads = num_kv_heads or num_heads
+        if head_dim is None:
+            require_divisible(hidden_dim, num_heads, "hidden_dim", "num_heads")
+            head_dim = hidden_dim // num_heads
+        require_divisible(num_heads, num_kv_heads, "num_heads", "num_kv_heads")
+        self.hidden_dim = hidden_dim
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.rope_theta = rope_theta
+        self.rope_scaling = rope_scaling
+        self.use_qkv_bias = use_qkv_bias
+        self.use_output_bias = use_output_bias
+        self.qk_norm = qk_norm
+        self.norm_epsilon = norm_epsilon
+        self.dropout = dropout
+
+        def dense(units, use_bias, name):
+            return keras.layers.Dense(units, use_bias=use_bias, name=name, dtype=self.dtype_policy)
+
+        self.q_proj = dense(num_heads * head_dim, use_qkv_bias, "q_proj")
+        self.k_proj = dense(num_kv_heads * head_dim, use_qkv_bias, "k_proj")
+        self.v_proj = dense(num_kv_heads * head_dim, use_qkv_bias, "v_proj")
+        self.o_proj = dense(hidden_dim, use_output_bias, "o_proj")
+        self.rotary_embedding = self.q_norm = self.k_norm = None
+        if rope_theta is not None:
+            self.rotary_embedding = RotaryEmbedding(
+                head_dim, rope_theta, rope_scaling, name="rotary_embedding", dtype=self.dtype_policy
+            )
+        if qk_norm:
+            self.q_norm, self.k_norm = (
+                keras.layers.RMSNormalization(
+                    epsilon=norm_epsilon, name=name, dtype=self.dtype_policy
+                )
+                for name in ("q_norm", "k_norm")
+            )
+        self.attention_dropout = keras.layers.Dropout(
+            dropout, name="attention_dropout", dtype=self.dtype_policy
+        )
+
+    def build(self, x_shape):
+        if x_shape[-1] != self.hidden_dim:
+            raise ValueError(
+                f"{self.name} expects inputs of width hidden_dim={self.hidden_dim}, "
+                f"got shape {tuple(x_shape)}."
+            )
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            projection.build(x_shape)
+        self.o_proj.build((*x_shape[:-1], self.num_heads * self.head_dim))
+        if self.qk_norm:
+            for norm in (self.q_norm, self.k_norm):
+                norm.build((None, None, None, self.head_dim))
+
+    def call(
+        self,
+        x,
+        positions=None,
+        attention_mask=None,
+        cache=None,
+        cache_index=None,
+        training=None,
+    ):
+        query = self._heads(self.q_proj(x), self.num_heads)
+        key = self._heads(self.k_proj(x), self.num_kv_heads)
+        value = self._heads(self.v_proj(x), self.num_kv_heads)
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if self.rotary_embedding is not None:
+            if positions is None:
+                positions = ops.expand_dims(ops.arange(ops.shape(x)[1]), 0)
+            query = self.rotary_embedding(query, positions)
+            key = self.rotary_embedding(key, positions)
+        if cache is not None:
+            if attention_mask is None or cache_index is None:
+                raise ValueError("A cache needs cache_index and an attention_mask over its slots.")
+            start = (0, cache_index, 0, 0)
+            key, value = cache = tuple(
+                ops.slice_update(old, start, ops.cast(new, old.dtype))
+                for old, new in zip(cache, (key, value), strict=True)
+            )
+        out = self._attend(query, key, value, attention_mask, training)
+        batch, length = ops.shape(x)[:2]
+        out = self.o_proj(ops.reshape(out, (batch, length, self.num_heads * self.head_dim)))
+        return out if cache is None else (out, cache)
+
+    def _heads(self, x, num_heads):
+        batch, length = ops.shape(x)[:2]
+        return ops.reshape(x, (batch, length, num_heads, self.head_dim))
+
+    def _attend(self, query, key, value, mask, training):
+        if training and self.dropout:
+            out = self._attend_with_dropout(query, key, value, mask)
+        else:
+            out = ops.dot_product_attention(query, key, value, mask=mask)
+        if mask is None:
+            return out
+        sees_something = ops.transpose(ops.any(mask, axis=-1, keepdims=True), (0, 2, 1, 3))
+        return ops.where(sees_something, out, ops.zeros_like(out))
+
+    def _attend_with_dropout(self, query, key, value, mask):
+        # ops.dot_product_attention cannot drop attention weights.
+        groups = self.num_heads // self.num_kv_heads
+        key, value = (ops.repeat(t, groups, axis=2) if groups > 1 else t for t in (key, value))
+        scores = ops.einsum("btnh,bsnh->bnts", query, key)
+        scores = ops.cast(scores, "float32") / math.sqrt(self.head_dim)
+        if mask is not None:
+            scores = ops.where(mask, scores, -1e30)
+        weights = ops.cast(ops.softmax(scores, axis=-1), self.compute_dtype)
+        weights = self.attention_dropout(weights, training=True)
+        return ops.einsum("bnts,bsnh->btnh", weights, value)
+
+    def compute_output_shape(self, x_shape):
+        return x_shape

@@ -1,0 +1,81 @@
+"""Rotary position embedding (rotate-half form, as in the Llama family)."""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+
+LLAMA3_KEYS = {
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+}
+
+
+@register
+class RotaryEmbedding(ConfiguredLayer):
+    """Rotates each pair of channels (i, i + head_dim / 2) by position x frequency_i.
+
+    Args:
+        head_dim: Channels per head, even.
+        theta: Base of the geometric series of frequencies.
+        scaling: None, or Llama 3's frequency scaling: `{"rope_type": "llama3", "factor": 32.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192}`.
+
+    Input: `x` float[B, T, H, head_dim] and `positions` int[B, T]. Output: as `x`. The rotation is
+    computed in float32.
+
+    Raises:
+        ValueError: if `head_dim` is odd or `scaling` is of another type or lacks a key.
+
+    Reference: RoFormer, https://arxiv.org/abs/2104.09864.
+    """
+
+    def __init__(self, head_dim: int, theta: float = 10000.0, scaling: dict | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if head_dim < 2 or head_dim % 2:
+            raise ValueError(f"head_dim={head_dim} must be a positive even number.")
+        self.head_dim = head_dim
+        self.theta = theta
+        self.scaling = scaling
+        self._frequencies = rotary_frequencies(head_dim, theta, scaling)
+        self.built = True
+
+    def call(self, x, positions):
+        angles = ops.expand_dims(ops.cast(positions, "float32"), -1) * self._frequencies
+        cos = ops.expand_dims(ops.cos(angles), 2)
+        sin = ops.expand_dims(ops.sin(angles), 2)
+        first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
+        rotated = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        return ops.cast(rotated, self.compute_dtype)
+
+    def compute_output_shape(self, x_shape, positions_shape=None):
+        return x_shape
+
+
+def rotary_frequencies(head_dim: int, theta: float, scaling: dict | None = None) -> np.ndarray:
+    """Return the float32[head_dim / 2] angular frequencies per position."""
+    exponents = np.arange(0, head_dim, 2, dtype="float32") / np.float32(head_dim)
+    frequencies = (np.float32(1.0) / np.float32(theta) ** exponents).astype("float32")
+    if scaling is None:
+        return frequencies
+    kind = scaling.get("rope_type", scaling.get("type"))
+    missing = LLAMA3_KEYS - set(scaling)
+    if kind != "llama3" or missing:
+        raise ValueError(
+            f"rope scaling must have rope_type 'llama3' and the keys {sorted(LLAMA3_KEYS)}; "
+            f"got {dict(scaling)}."
+        )
+    return _llama3_scaled(frequencies, scaling)
+
+
+def _llama3_scaled(frequencies: np.ndarray, scaling: dict) -> np.ndarray:
+    # Short wavelengths stay, long ones are slowed by `factor`, those between are blended.
+    factor, low, high = (scaling[k] for k in ("factor", "low_freq_factor", "high_freq_factor"))
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return ((1 - share) * frequencies / factor + share * frequencies).astype("float32")
