@@ -8,10 +8,15 @@ from dl_techniques.datasets.shapes_scene import COLOURS, SHAPES, CountPlan, Scen
 
 KINDS = ("colour", "shape", "count", "existence", "relation", "size")
 
+# Relation and size questions name their objects in full, which answers other questions about
+# them: they come after those, and ask about objects that were named already where they can.
+_REVEALING = 2
 _COLOUR_NAMES = tuple(COLOURS)
 # Half of the "no" questions about existence ask for something that shares one attribute with a
 # shape in the picture, so that spotting the colour or the shape alone is not enough.
 _HARD_NEGATIVES = 0.5
+# Per axis of the grid: what an object with the smaller, and with the larger coordinate is called.
+_RELATIONS = {"column": ("left of", "right of"), "row": ("above", "below")}
 
 
 class Question(NamedTuple):
@@ -37,9 +42,7 @@ class QuestionWriter:
         rng: all choices come from it.
     """
 
-    def __init__(
-        self, scene: tuple[SceneObject, ...], plan: CountPlan, rng: np.random.Generator
-    ):
+    def __init__(self, scene: tuple[SceneObject, ...], plan: CountPlan, rng: np.random.Generator):
         self._scene = scene
         self._plan = plan
         self._rng = rng
@@ -48,21 +51,23 @@ class QuestionWriter:
         self._by_both = _group(scene, lambda item: (item.colour, item.shape))
         self._named: set[SceneObject] = set()
         self._sized: set[SceneObject] = set()
-        self._absent: set[tuple[str, str]] = set()
+        self._asked_pairs: set[tuple[str, str]] = set()  # By existence questions.
         # Values whose members are all named, by the presupposition "the star" or by a count.
         self._closed: set[str] = set()
         self._counted = False
         self._axes: set[str] = set()
 
     def write(self, count: int) -> list[Question]:
-        """Returns up to `count` questions, kinds in turn, in random order.
+        """Returns up to `count` questions, the kinds in turn.
 
         Small scenes run out of questions that are still open, and give fewer.
         """
         questions: list[Question] = []
         while len(questions) < count:
             before = len(questions)
-            for kind in self._rng.permutation(KINDS):
+            early = self._rng.permutation(KINDS[:-_REVEALING])
+            late = self._rng.permutation(KINDS[-_REVEALING:])
+            for kind in (*early, *late):
                 question = getattr(self, f"_ask_{kind}")()
                 if question is not None:
                     questions.append(Question(str(kind), *question))
@@ -139,28 +144,88 @@ class QuestionWriter:
         present = [
             (colour, shape)
             for (colour, shape), group in self._by_both.items()
-            if self._open(colour, shape) and not self._named.intersection(group)
+            if self._is_open(colour, shape) and not self._named.intersection(group)
         ]
         absent = [
             (colour, shape)
             for colour in _COLOUR_NAMES
             for shape in SHAPES
-            if (colour, shape) not in self._by_both
-            and (colour, shape) not in self._absent
-            and self._open(colour, shape)
+            if (colour, shape) not in self._by_both and self._is_open(colour, shape)
         ]
         if not present or not absent:
             return None
         yes = self._coin()
         colour, shape = self._choose(present)
         if yes:
-            for item in self._by_both[colour, shape]:
-                if len(self._by_both[colour, shape]) == 1:
-                    self._name(item)
-            self._present.add((colour, shape))
+            if len(self._by_both[colour, shape]) == 1:
+                self._name(self._by_both[colour, shape][0])
         else:
             near = [pair for pair in absent if (pair[0] == colour) != (pair[1] == shape)]
             hard = near and self._rng.random() < _HARD_NEGATIVES
             colour, shape = self._choose(near if hard else absent)
-            self._absent.add((colour, shape))
+        self._asked_pairs.add((colour, shape))
         return f"Is there {_article(colour)} {colour} {shape}?", "yes" if yes else "no"
+
+    def _is_open(self, colour: str, shape: str) -> bool:
+        return (
+            (colour, shape) not in self._asked_pairs
+            and colour not in self._closed
+            and shape not in self._closed
+        )
+
+    def _unique(self) -> list[SceneObject]:
+        return [group[0] for group in self._by_both.values() if len(group) == 1]
+
+    def _ask_size(self) -> tuple[str, str] | None:
+        candidates = [item for item in self._unique() if item not in self._sized]
+        # Objects that were named before: the others stay open for questions about them.
+        candidates = [item for item in candidates if item in self._named] or candidates
+        if not candidates:
+            return None
+        item = self._choose(candidates)
+        self._sized.add(item)
+        self._name(item)
+        return f"Is the {item.colour} {item.shape} large or small?", item.size
+
+    def _ask_relation(self) -> tuple[str, str] | None:
+        candidates = [
+            (first, second, axis)
+            for first in self._unique()
+            for second in self._unique()
+            for axis in _RELATIONS
+            if axis not in self._axes and getattr(first, axis) < getattr(second, axis)
+        ]
+        if not candidates:
+            return None
+        known = [sum(item in self._named for item in pair[:2]) for pair in candidates]
+        most = max(known)
+        first, second, axis = self._choose(
+            [pair for pair, number in zip(candidates, known, strict=True) if number == most]
+        )
+        # One question per axis: two could imply a third.
+        self._axes.add(axis)
+        self._name(first)
+        self._name(second)
+        before, after = _RELATIONS[axis]
+        # Four equally likely spellings of one fact, two of them true.
+        forward, true = self._coin(), self._coin()
+        if not forward:
+            first, second, before, after = second, first, after, before
+        relation = before if true else after
+        text = f"Is the {first.colour} {first.shape} {relation} the {second.colour} {second.shape}?"
+        return text, "yes" if true else "no"
+
+
+def _group(scene: tuple[SceneObject, ...], key) -> dict:
+    groups: dict = {}
+    for item in scene:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith("s") else "s")
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"

@@ -148,8 +148,7 @@ def _shape_mask(shape: str, diameter: int) -> Image.Image:
     if shape == "circle":
         draw.ellipse((0, 0, last, last), fill=255)
     elif shape == "square":
-        inset = side * 0.06  # A full square would look larger than the other shapes.
-        draw.rectangle((inset, inset, last - inset, last - inset), fill=255)
+        draw.rectangle((0, 0, last, last), fill=255)
     elif shape == "triangle":
         draw.polygon([(last / 2, 0), (last, last), (0, last)], fill=255)
     elif shape == "star":

@@ -147,26 +147,42 @@ class GroupedQueryAttention(ConfiguredLayer):
         return ops.reshape(x, (batch, length, num_heads, self.head_dim))
 
     def _attend(self, query, key, value, mask, training):
-        if training and self.dropout:
-            out = self._attend_with_dropout(query, key, value, mask)
+        if (training and self.dropout) or _lacks_library_attention(query.dtype):
+            out = self._attend_explicitly(query, key, value, mask, training)
         else:
+            if self.num_kv_heads == 1:
+                # Keras on TensorFlow shares key-value heads only where there are several.
+                key, value = self._for_each_head(key), self._for_each_head(value)
             out = ops.dot_product_attention(query, key, value, mask=mask)
         if mask is None:
             return out
         sees_something = ops.transpose(ops.any(mask, axis=-1, keepdims=True), (0, 2, 1, 3))
         return ops.where(sees_something, out, ops.zeros_like(out))
 
-    def _attend_with_dropout(self, query, key, value, mask):
+    def _attend_explicitly(self, query, key, value, mask, training):
         # ops.dot_product_attention cannot drop attention weights.
-        groups = self.num_heads // self.num_kv_heads
-        key, value = (ops.repeat(t, groups, axis=2) if groups > 1 else t for t in (key, value))
-        scores = ops.einsum("btnh,bsnh->bnts", query, key)
-        scores = ops.cast(scores, "float32") / math.sqrt(self.head_dim)
+        # Scaled before the product, which could overflow in float16.
+        query = query / math.sqrt(self.head_dim)
+        scores = ops.einsum("btnh,bsnh->bnts", query, self._for_each_head(key))
+        scores = ops.cast(scores, "float32")
         if mask is not None:
             scores = ops.where(mask, scores, -1e30)
         weights = ops.cast(ops.softmax(scores, axis=-1), self.compute_dtype)
-        weights = self.attention_dropout(weights, training=True)
-        return ops.einsum("bnts,bsnh->btnh", weights, value)
+        weights = self.attention_dropout(weights, training=training)
+        return ops.einsum("bnts,bsnh->btnh", weights, self._for_each_head(value))
+
+    def _for_each_head(self, x):
+        groups = self.num_heads // self.num_kv_heads
+        return ops.repeat(x, groups, axis=2) if groups > 1 else x
 
     def compute_output_shape(self, x_shape):
         return x_shape
+
+
+def _lacks_library_attention(dtype) -> bool:
+    # JAX's dot_product_attention asks for a float16 product that XLA does not compile for CPUs.
+    if keras.backend.backend() != "jax" or keras.backend.standardize_dtype(dtype) != "float16":
+        return False
+    import jax
+
+    return jax.default_backend() == "cpu"

@@ -33,9 +33,7 @@ def attention_rule(
     if segment_ids is not None:
         allowed = _pairs(query_slots, segment_ids, ops.equal)
     if attention_mask is not None:
-        allowed = ops.logical_and(
-            allowed, ops.expand_dims(ops.cast(attention_mask, "bool"), 1)
-        )
+        allowed = ops.logical_and(allowed, ops.expand_dims(ops.cast(attention_mask, "bool"), 1))
     before = ops.logical_and(causal, allowed)
     positions = ops.maximum(ops.sum(ops.cast(before, "int32"), axis=-1) - 1, 0)
     if image_ids is not None:

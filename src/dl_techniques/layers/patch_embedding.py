@@ -78,7 +78,8 @@ class PatchEmbedding(ConfiguredLayer):
         return ops.concatenate([token, x], axis=1)
 
     def _interpolated(self, table, grid):
-        if grid == self.grid:
+        # The equality of sides that are known only at run time is no Python bool.
+        if all(isinstance(side, int) for side in grid) and grid == self.grid:
             return table
         along_rows = resampling_matrix(self.grid[0], grid[0])
         along_columns = resampling_matrix(self.grid[1], grid[1])

@@ -35,7 +35,9 @@ class RotaryEmbedding(ConfiguredLayer):
     Reference: RoFormer, https://arxiv.org/abs/2104.09864.
     """
 
-    def __init__(self, head_dim: int, theta: float = 10000.0, scaling: dict | None = None, **kwargs):
+    def __init__(
+        self, head_dim: int, theta: float = 10000.0, scaling: dict | None = None, **kwargs
+    ):
         super().__init__(**kwargs)
         if head_dim < 2 or head_dim % 2:
             raise ValueError(f"head_dim={head_dim} must be a positive even number.")
@@ -46,7 +48,8 @@ class RotaryEmbedding(ConfiguredLayer):
         self.built = True
 
     def call(self, x, positions):
-        angles = ops.expand_dims(ops.cast(positions, "float32"), -1) * self._frequencies
+        frequencies = ops.convert_to_tensor(self._frequencies)
+        angles = ops.expand_dims(ops.cast(positions, "float32"), -1) * frequencies
         cos = ops.expand_dims(ops.cos(angles), 2)
         sin = ops.expand_dims(ops.sin(angles), 2)
         first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)

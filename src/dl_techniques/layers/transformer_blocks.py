@@ -148,7 +148,12 @@ class DecoderBlock(ConfiguredLayer):
         training=None,
     ):
         attended = self.attention(
-            self.input_norm(x), positions, attention_mask, cache, cache_index, training=training
+            self.input_norm(x),
+            positions,
+            attention_mask,
+            cache=cache,
+            cache_index=cache_index,
+            training=training,
         )
         if cache is not None:
             attended, cache = attended

@@ -1,0 +1,12 @@
+"""Losses and metrics of next-token training."""
+
+from dl_techniques.losses.metrics import EmptyBatches, NextTokenAccuracy, SupervisedTokens
+from dl_techniques.losses.nanovlm_loss import NanoVLMLoss, supervised_token_count
+
+__all__ = [
+    "EmptyBatches",
+    "NanoVLMLoss",
+    "NextTokenAccuracy",
+    "SupervisedTokens",
+    "supervised_token_count",
+]

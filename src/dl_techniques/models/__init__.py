@@ -1,0 +1,1 @@
+"""Models: the shared vision-language model and its families."""

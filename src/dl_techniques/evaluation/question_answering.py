@@ -1,0 +1,134 @@
+"""Asks a model every question of some samples and scores its answers by exact match."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dl_techniques.datasets.samples import question_ids
+from dl_techniques.preprocessing.chat_template import decode_answer
+
+PROMPT_BUCKET = 16
+
+
+@dataclass
+class AnsweredQuestion:
+    """One question with the model's answer; `images` are as in the sample."""
+
+    id: str
+    kind: str
+    images: list[Any]
+    question: str
+    references: list[str]
+    answer: str
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer equals a reference, ignoring case and outer blanks."""
+        return _canonical(self.answer) in {_canonical(r) for r in self.references}
+
+
+def answer_questions(
+    model,
+    processor,
+    samples: Iterable[dict],
+    batch_size: int = 64,
+    max_new_tokens: int = 16,
+    blank_images: bool = False,
+) -> list[AnsweredQuestion]:
+    """Ask each user turn alone (no earlier turns), with greedy decoding.
+
+    Args:
+        model: A `VisionLanguageModel`.
+        processor: Its `VQADataProcessor`.
+        samples: Rows with `images` and `messages` (see `samples.make_sample`).
+        batch_size: Questions per batch.
+        max_new_tokens: The longest answer, in tokens.
+        blank_images: Show mid-grey pictures instead: what the model answers without seeing.
+    """
+    questions = [question for sample in samples for question in _questions(sample)]
+    stop_ids = processor.template.stop_ids(processor.tokenizer)
+    answered = []
+    for start in range(0, len(questions), batch_size):
+        batch = questions[start : start + batch_size]
+        inputs = prompt_batch(processor, batch, batch_size, blank_images)
+        ids = model.generate(inputs, max_new_tokens, stop_ids, processor.pad_token_id)
+        for question, row in zip(batch, ids, strict=False):
+            text = decode_answer(row.tolist(), processor.tokenizer, processor.template)
+            answered.append(AnsweredQuestion(**question, answer=text))
+    return answered
+
+
+def prompt_batch(
+    processor, questions: list[dict], batch_size: int | None = None, blank_images: bool = False
+) -> dict[str, np.ndarray]:
+    """Return the model inputs of prompts; rows are repeated up to `batch_size`.
+
+    Args:
+        processor: A `VQADataProcessor`.
+        questions: Dicts with `question` and `images`.
+        batch_size: Rows of the result; default: as many as questions.
+        blank_images: Replace pictures by mid-grey.
+    """
+    prompts = [
+        processor.process(
+            {
+                "id": q.get("id", "question"),
+                "images": q["images"],
+                "messages": [{"role": "user", "content": q["question"]}],
+            }
+        )
+        for q in questions
+    ]
+    prompts += [prompts[-1]] * ((batch_size or len(prompts)) - len(prompts))
+    longest = max(len(p["text_tokens"]) for p in prompts)
+    length = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
+    slots = max(len(p["images"]) for p in prompts)
+    tokens = np.full((len(prompts), length), processor.pad_token_id, np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    images = np.zeros((len(prompts), slots, *processor.image_processor.image_size, 3), np.float32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt["text_tokens"])] = prompt["text_tokens"]
+        mask[row, : len(prompt["text_tokens"])] = True
+        if not blank_images:
+            images[row, : len(prompt["images"])] = prompt["images"]
+    inputs = {"text_tokens": tokens, "attention_mask": mask}
+    if slots:
+        inputs["images"] = images
+        inputs["num_images"] = np.array([len(p["images"]) for p in prompts], np.int32)
+    return inputs
+
+
+def exact_match(answered: list[AnsweredQuestion]) -> dict[str, tuple[float, int]]:
+    """Return kind -> (share of correct answers, number of questions); "all" comes first."""
+    groups = {"all": answered}
+    for item in answered:
+        groups.setdefault(item.kind, []).append(item)
+    if list(groups) == ["all", "question"]:
+        del groups["question"]
+    return {k: (sum(a.correct for a in g) / len(g), len(g)) for k, g in groups.items()}
+
+
+def _questions(sample: dict) -> list[dict]:
+    messages = sample["messages"]
+    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    kinds = sample.get("kinds") or ["question"] * len(users)
+    answers = [[messages[i + 1]["content"]] for i in users]
+    references = sample.get("references") or answers
+    return [
+        {
+            "id": name,
+            "kind": kind,
+            "images": sample["images"],
+            "question": messages[i]["content"],
+            "references": accepted,
+        }
+        for name, kind, i, accepted in zip(
+            question_ids(sample), kinds, users, references, strict=True
+        )
+    ]
+
+
+def _canonical(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -1,0 +1,201 @@
+"""VisionLanguageModel: vision encoder -> projection -> language decoder, as one Keras model."""
+
+import keras
+from keras import ops
+
+from dl_techniques.generation.decoding import greedy_decode
+from dl_techniques.layers.modality_projection import ModalityProjection
+from dl_techniques.layers.vision_transformer_siglip import SigLIPVisionTransformer
+from dl_techniques.losses.nanovlm_loss import supervised_token_count
+from dl_techniques.models.batch_checks import BatchChecks, checked_data
+from dl_techniques.models.fusion import as_image_sequence, placeholder_fusion, prefix_fusion
+from dl_techniques.models.language_decoder import LanguageDecoder
+from dl_techniques.optimization.component_optimizer import token_weight
+
+
+class VisionLanguageModel(keras.Model):
+    """Answers text about images.
+
+    Args:
+        vision_config: Keyword arguments of `SigLIPVisionTransformer`.
+        language_config: Keyword arguments of `LanguageDecoder` but `vocab_size`.
+        projection_config: Keyword arguments of `ModalityProjection`.
+        vocab_size: Rows of the embedding table.
+        fusion: "placeholder": image embeddings replace the ids `image_token_id`; "prefix": they
+            come before the text. Default: "placeholder" when `image_token_id` is given.
+        image_token_id: The placeholder's id.
+        bidirectional_images: Whether the tokens of an image see their whole image.
+
+    Call argument `inputs`: int32[B, S] text tokens, or a dict:
+        text_tokens: int32[B, S].
+        images: float[B, I, H, W, 3] or float[B, H, W, 3]; may be absent.
+        num_images: int32[B], how many of the I are real; default: all.
+        attention_mask: bool[B, S], False = padding, on either side.
+        segment_ids, positions: int32[B, S], for packed rows (placeholder fusion only).
+
+    Returns:
+        float[B, S, vocab_size] logits; with prefix fusion float[B, I * tokens_per_image + S, ...].
+
+    Raises:
+        ValueError: if an id is out of range, or a row's placeholders do not match its images;
+            checked on the host, before a compiled step.
+    """
+
+    def __init__(
+        self,
+        vision_config: dict,
+        language_config: dict,
+        projection_config: dict,
+        vocab_size: int = 32000,
+        fusion: str | None = None,
+        image_token_id: int | None = None,
+        bidirectional_images: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        fusion = fusion or ("prefix" if image_token_id is None else "placeholder")
+        if fusion not in ("placeholder", "prefix"):
+            raise ValueError(f"fusion={fusion!r} must be 'placeholder' or 'prefix'.")
+        if (fusion == "placeholder") != (image_token_id is not None):
+            raise ValueError(
+                "Placeholder fusion needs image_token_id and prefix fusion has none; got "
+                f"fusion={fusion!r}, image_token_id={image_token_id}."
+            )
+        if image_token_id is not None and not 0 <= image_token_id < vocab_size:
+            raise ValueError(
+                f"image_token_id={image_token_id} must lie in [0, vocab_size={vocab_size})."
+            )
+        self.vision_config = dict(vision_config)
+        self.language_config = dict(language_config)
+        self.projection_config = dict(projection_config)
+        self.vocab_size = vocab_size
+        self.fusion = fusion
+        self.image_token_id = image_token_id
+        self.bidirectional_images = bidirectional_images
+        self.vision_encoder = SigLIPVisionTransformer(
+            **vision_config, name="vision_encoder", dtype=self.dtype_policy
+        )
+        self.modality_projection = ModalityProjection(
+            **projection_config, name="modality_projection", dtype=self.dtype_policy
+        )
+        self.language_decoder = LanguageDecoder(
+            vocab_size, **language_config, name="language_decoder", dtype=self.dtype_policy
+        )
+        self._build_parts()
+
+    def _build_parts(self):
+        if self.modality_projection.output_dim != self.language_decoder.hidden_dim:
+            raise ValueError(
+                f"The projection's output_dim={self.modality_projection.output_dim} must equal "
+                f"the decoder's hidden_dim={self.language_decoder.hidden_dim}."
+            )
+        images_shape = (None, *self.image_size, 3)
+        tokens_shape = self.vision_encoder.compute_output_shape(images_shape)
+        self.vision_encoder.build(images_shape)
+        self.modality_projection.build(tokens_shape)
+        self.language_decoder.build((None, None))
+        projected_shape = self.modality_projection.compute_output_shape(tokens_shape)
+        self.tokens_per_image = projected_shape[1]
+        self.batch_checks = BatchChecks(self.vocab_size, self.image_token_id, self.tokens_per_image)
+        self.built = True
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels that the vision encoder was made for."""
+        size = self.vision_encoder.img_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def build(self, input_shape=None):
+        """Do nothing: the parts are built by the constructor."""
+
+    def encode_vision(self, images, training=None):
+        """Return float[B, T, hidden_dim] for float[B, H, W, 3], [B, I, T, ...] for 5 dimensions."""
+        shape = ops.shape(images)
+        flat = ops.reshape(images, (-1, *shape[-3:])) if len(shape) == 5 else images
+        tokens = self.modality_projection(self.vision_encoder(flat, training=training))
+        if len(shape) == 4:
+            return tokens
+        return ops.reshape(tokens, (shape[0], shape[1], *ops.shape(tokens)[1:]))
+
+    def embed(self, inputs, training=None) -> dict:
+        """Return the decoder's call arguments: embeddings with the images in their places."""
+        text = ops.cast(inputs["text_tokens"], "int32")
+        fused = {
+            "inputs": self.language_decoder.token_embedding(text),
+            "attention_mask": inputs.get("attention_mask"),
+            "segment_ids": inputs.get("segment_ids"),
+            "positions": inputs.get("positions"),
+        }
+        images = inputs.get("images")
+        if images is None or images.shape[1] == 0:
+            return fused
+        images = as_image_sequence(images)
+        vision = self.encode_vision(images, training=training)
+        if self.fusion == "prefix":
+            return prefix_fusion(fused, vision, inputs.get("num_images"))
+        is_placeholder = ops.equal(text, self.image_token_id)
+        return placeholder_fusion(fused, vision, is_placeholder, self.bidirectional_images)
+
+    def call(self, inputs, training=None):
+        if not isinstance(inputs, dict):
+            inputs = {"text_tokens": inputs}
+        self.batch_checks.check_if_concrete(inputs)
+        return self.language_decoder(**self.embed(inputs, training), training=training)
+
+    def train_step(self, *args):
+        # Keras gives (data) or, on JAX, (state, data).
+        _, labels, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
+        with token_weight(self.optimizer, supervised_token_count(labels)):
+            return super().train_step(*args)
+
+    def fit(self, x=None, y=None, validation_data=None, **kwargs):
+        """Train as `keras.Model.fit` does, every batch checked first."""
+        x = checked_data(self.batch_checks, x, y)
+        if isinstance(validation_data, tuple):
+            checked_data(self.batch_checks, *validation_data[:2])
+        elif validation_data is not None:
+            validation_data = checked_data(self.batch_checks, validation_data)
+        return super().fit(x, y, validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x=None, y=None, **kwargs):
+        """Evaluate as `keras.Model.evaluate` does, every batch checked first."""
+        return super().evaluate(checked_data(self.batch_checks, x, y), y, **kwargs)
+
+    def predict(self, x, **kwargs):
+        """Predict as `keras.Model.predict` does, every batch checked first."""
+        return super().predict(checked_data(self.batch_checks, x), **kwargs)
+
+    def train_on_batch(self, x, y=None, **kwargs):
+        """Train as `keras.Model.train_on_batch` does, the batch checked first."""
+        return super().train_on_batch(checked_data(self.batch_checks, x, y), y, **kwargs)
+
+    def test_on_batch(self, x, y=None, **kwargs):
+        """Test as `keras.Model.test_on_batch` does, the batch checked first."""
+        return super().test_on_batch(checked_data(self.batch_checks, x, y), y, **kwargs)
+
+    def generate(self, inputs, max_new_tokens: int, stop_ids=(), pad_token_id: int = 0):
+        """Return int32[B, max_new_tokens]: greedy continuations of the prompts.
+
+        Args:
+            inputs: As for a call; prompts of different lengths are padded on either side.
+            max_new_tokens: The most new tokens per row.
+            stop_ids: A row ends with the first of these (which is part of the result).
+            pad_token_id: What stands after a row's end.
+
+        Raises:
+            ValueError: if prompt and new tokens together exceed the decoder's `max_positions`.
+        """
+        return greedy_decode(self, inputs, max_new_tokens, tuple(stop_ids), pad_token_id)
+
+    def get_config(self):
+        """Return the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "vision_config": self.vision_config,
+            "language_config": self.language_config,
+            "projection_config": self.projection_config,
+            "vocab_size": self.vocab_size,
+            "fusion": self.fusion,
+            "image_token_id": self.image_token_id,
+            "bidirectional_images": self.bidirectional_images,
+        }

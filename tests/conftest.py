@@ -1,0 +1,62 @@
+"""What every test shares: quiet libraries, seeds, a compilation cache, the real data's folder.
+
+The backend is the caller's choice: `KERAS_BACKEND=jax pytest`.
+"""
+
+import os
+import pathlib
+
+# Before the first import of a backend: no log lines, no reservation of a whole GPU.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import keras
+import pytest
+
+DATA_VARIABLE = "DL_TECHNIQUES_DATA"
+
+
+def _prepare_jax():
+    import jax
+
+    cache = pathlib.Path(__file__).parents[1] / ".jax_cache"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    # Accelerators multiply in less than float32 by default.
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def _prepare_torch():
+    import torch
+
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+if keras.backend.backend() == "jax":
+    _prepare_jax()
+elif keras.backend.backend() == "torch":
+    _prepare_torch()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> pathlib.Path:
+    """Return the folder of the real data; only for tests marked `data`."""
+    return pathlib.Path(os.environ[DATA_VARIABLE])
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests marked `data` where no data is named."""
+    if os.environ.get(DATA_VARIABLE):
+        return
+    without_data = [item for item in items if item.get_closest_marker("data")]
+    if without_data:
+        config.hook.pytest_deselected(items=without_data)
+        items[:] = [item for item in items if item not in without_data]

@@ -1,0 +1,165 @@
+import keras
+import numpy as np
+import numpy_reference as reference
+import pytest
+from keras import ops
+from tiny_models import fill, numpy, run
+
+from dl_techniques.layers import GroupedQueryAttention
+
+HEADS = [(4, 4), (4, 2), (4, 1)]
+
+
+def _layer(num_heads=4, num_kv_heads=2, **kwargs):
+    layer = GroupedQueryAttention(16, num_heads, num_kv_heads, **kwargs)
+    layer.build((None, None, 16))
+    return fill(layer)
+
+
+def _x(length=5, seed=0):
+    return np.random.default_rng(seed).standard_normal((2, length, 16)).astype("float32")
+
+
+def _masks():
+    """Return a causal mask for row 0 and a random one for row 1; its query 2 sees nothing."""
+    causal = np.tril(np.ones((5, 5), bool))
+    scattered = np.random.default_rng(1).uniform(size=(5, 5)) < 0.5
+    scattered[2] = False
+    return np.stack([causal, scattered])
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
+def test_equals_one_head_at_a_time(num_heads, num_kv_heads):
+    layer = _layer(num_heads, num_kv_heads, use_qkv_bias=True, use_output_bias=True)
+    mask = _masks()
+    got = run(lambda x, m: layer(x, attention_mask=m), _x(), mask[:, None])
+    expected = reference.attention(
+        np.float64(_x()), reference.weights(layer), num_heads, num_kv_heads, mask
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_positions_and_query_key_norm():
+    layer = _layer(rope_theta=100.0, qk_norm=True, norm_epsilon=1e-5)
+    assert {"q_norm/scale", "k_norm/scale"} <= reference.weights(layer).keys()
+    got = run(layer, _x())
+    expected = reference.attention(
+        np.float64(_x()), reference.weights(layer), 4, 2, None, 100.0, True, 1e-5
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_head_dim_of_its_own():
+    layer = _layer(head_dim=6)
+    assert reference.weights(layer)["q_proj/kernel"].shape == (16, 24)
+    assert reference.weights(layer)["k_proj/kernel"].shape == (16, 12)
+    assert reference.weights(layer)["o_proj/kernel"].shape == (24, 16)
+    expected = reference.attention(np.float64(_x()), reference.weights(layer), 4, 2)
+    np.testing.assert_allclose(run(layer, _x()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_queries_that_see_nothing_give_zeros_before_the_output_projection():
+    layer = _layer(use_output_bias=True)
+    mask = np.zeros((2, 1, 5, 5), bool)
+    mask[0, 0, 1, 3] = True
+    got = run(lambda x, m: layer(x, attention_mask=m), _x(), mask)
+    bias = layer.o_proj.bias.numpy()
+    blind = np.ones((2, 5), bool)
+    blind[0, 1] = False
+    np.testing.assert_array_equal(got[blind], np.broadcast_to(bias, (9, 16)))
+    assert np.abs(got[0, 1] - bias).max() > 0.1
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1e-7])
+def test_explicit_path_of_training_equals_the_library_call(dropout):
+    # At 1e-7 nothing is dropped, but the weights take the path that could drop them.
+    plain, trained = _layer(rope_theta=1e4), _layer(rope_theta=1e4, dropout=dropout)
+    mask = _masks()[:, None]
+    expected = run(lambda x, m: plain(x, attention_mask=m), _x(), mask)
+    got = numpy(trained(_x(), attention_mask=mask, training=True))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_keeps_the_expectation_and_acts_only_in_training():
+    layer = _layer(dropout=0.4)
+    # One row many times over: the mean over rows is a mean over dropout masks.
+    x = np.repeat(_x()[:1], 4000, axis=0)
+    plain = run(layer, x[:1])[0]
+    np.testing.assert_array_equal(run(lambda x: layer(x, training=False), x[:1])[0], plain)
+    dropped = numpy(layer(x, training=True))
+    assert np.abs(dropped - plain).max() > 0.1
+    error = np.abs(dropped.mean(0) - plain)
+    assert (error <= 5 * dropped.std(0) / np.sqrt(4000) + 1e-5).all()
+
+
+def test_cache_holds_what_was_seen_before():
+    layer = _layer(rope_theta=1e4)
+    x, causal = _x(), np.tril(np.ones((5, 5), bool))[None, None]
+    whole = run(lambda x, m: layer(x, attention_mask=m), x, causal)
+    empty = np.zeros((2, 7, 2, 4), "float32")
+
+    def stepwise(x, empty):
+        cache, outs = (empty, empty), []
+        for start, end in ((0, 3), (3, 4), (4, 5)):
+            positions = ops.expand_dims(ops.arange(start, end), 0)
+            mask = ops.expand_dims(ops.arange(7), 0) <= ops.expand_dims(positions[0], 1)
+            out, cache = layer(
+                x[:, start:end], positions, mask[None, None], cache=cache, cache_index=start
+            )
+            outs.append(out)
+        return ops.concatenate(outs, axis=1), cache[0]
+
+    stepped, keys = run(stepwise, x, empty)
+    np.testing.assert_allclose(stepped, whole, rtol=1e-5, atol=1e-6)
+    assert np.abs(keys[:, :5]).min(axis=(-2, -1)).all()
+    np.testing.assert_array_equal(keys[:, 5:], 0)
+
+
+def test_padded_rows_have_finite_gradients():
+    layer = _layer(rope_theta=1e4)
+    mask = np.zeros((2, 1, 5, 5), bool)
+    mask[0, :, :, 0] = True
+    gradient = _gradient(lambda x: ops.sum(layer(x, attention_mask=mask) ** 2), _x())
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient[0]).max() > 0
+    np.testing.assert_array_equal(gradient[1], 0)
+
+
+def _gradient(function, x):
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return np.asarray(jax.jit(jax.grad(function))(x))
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        x = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            out = function(x)
+        return tape.gradient(out, x).numpy()
+    x = ops.convert_to_tensor(x).requires_grad_(True)
+    function(x).backward()
+    return x.grad.cpu().numpy()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((16, 3), "hidden_dim=16 must be a positive multiple of num_heads=3"),
+        ((16, 4, 3), "num_heads=4 must be a positive multiple of num_kv_heads=3"),
+        ((16, 0), "num_heads=0"),
+    ],
+)
+def test_impossible_heads(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GroupedQueryAttention(*arguments)
+
+
+def test_wrong_width_and_cache_without_mask():
+    with pytest.raises(ValueError, match=r"width hidden_dim=16, got shape \(2, 5, 8\)"):
+        GroupedQueryAttention(16, 4)(np.zeros((2, 5, 8), "float32"))
+    cache = (np.zeros((2, 7, 2, 4), "float32"),) * 2
+    with pytest.raises(ValueError, match="cache needs cache_index and an attention_mask"):
+        _layer()(_x(), cache=cache)

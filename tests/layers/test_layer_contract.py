@@ -1,0 +1,192 @@
+"""What every layer promises: symbolic shapes, configs, files, dtypes."""
+
+import keras
+import numpy as np
+import pytest
+from tiny_models import fill, relative_path, run
+
+from dl_techniques import layers
+from dl_techniques.models.language_decoder import LanguageDecoder
+
+# name -> (layer factory, symbolic shapes, two concrete lists of shapes, output shapes)
+CASES = {
+    "pixel_shuffle": (
+        lambda **k: layers.PixelShuffle(2, class_token=True, **k),
+        [(None, None, 6)],
+        [[(2, 17, 6)], [(3, 5, 6)]],
+        [(2, 5, 24), (3, 2, 24)],
+    ),
+    "modality_projection": (
+        lambda **k: layers.ModalityProjection(6, 10, **k),
+        [(None, 17, 6)],
+        [[(2, 17, 6)], [(3, 17, 6)]],
+        [(2, 5, 10), (3, 5, 10)],
+    ),
+    "patch_embedding": (
+        lambda **k: layers.PatchEmbedding(16, 4, 8, class_token=True, **k),
+        [(None, None, None, 3)],
+        [[(2, 16, 16, 3)], [(1, 24, 13, 3)]],
+        [(2, 17, 8), (1, 19, 8)],
+    ),
+    "mlp": (
+        lambda **k: layers.MLP(8, 12, **k),
+        [(None, None, 8)],
+        [[(2, 3, 8)], [(1, 4, 8)]],
+        [(2, 3, 8), (1, 4, 8)],
+    ),
+    "swiglu": (
+        lambda **k: layers.SwiGLU(8, 12, **k),
+        [(None, None, 8)],
+        [[(2, 3, 8)], [(1, 4, 8)]],
+        [(2, 3, 8), (1, 4, 8)],
+    ),
+    "rotary_embedding": (
+        lambda **k: layers.RotaryEmbedding(4, **k),
+        [(None, None, 2, 4), (None, None)],
+        [[(2, 3, 2, 4), (2, 3)], [(1, 5, 2, 4), (1, 5)]],
+        [(2, 3, 2, 4), (1, 5, 2, 4)],
+    ),
+    "grouped_query_attention": (
+        lambda **k: layers.GroupedQueryAttention(8, 4, 2, rope_theta=1e4, qk_norm=True, **k),
+        [(None, None, 8)],
+        [[(2, 3, 8)], [(1, 5, 8)]],
+        [(2, 3, 8), (1, 5, 8)],
+    ),
+    "encoder_block": (
+        lambda **k: layers.EncoderBlock(8, 2, 16, **k),
+        [(None, None, 8)],
+        [[(2, 3, 8)], [(1, 5, 8)]],
+        [(2, 3, 8), (1, 5, 8)],
+    ),
+    "decoder_block": (
+        lambda **k: layers.DecoderBlock(8, 2, 16, num_kv_heads=1, **k),
+        [(None, None, 8)],
+        [[(2, 3, 8)], [(1, 5, 8)]],
+        [(2, 3, 8), (1, 5, 8)],
+    ),
+    "vision_transformer": (
+        lambda **k: layers.VisionTransformer(16, 4, 8, 1, 2, class_token=True, **k),
+        [(None, None, None, 3)],
+        [[(2, 16, 16, 3)], [(1, 24, 16, 3)]],
+        [(2, 17, 8), (1, 25, 8)],
+    ),
+    "siglip_vision_transformer": (
+        lambda **k: layers.SigLIPVisionTransformer((16, 8), 4, 8, 1, 2, **k),
+        [(None, None, None, 3)],
+        [[(2, 16, 8, 3)], [(1, 16, 16, 3)]],
+        [(2, 8, 8), (1, 16, 8)],
+    ),
+    "language_decoder": (
+        lambda **k: LanguageDecoder(11, 8, 1, 2, 16, num_kv_heads=1, **k),
+        [(None, None)],
+        [[(2, 3)], [(1, 5)]],
+        [(2, 3, 11), (1, 5, 11)],
+    ),
+}
+each_layer = pytest.mark.parametrize("name", list(CASES))
+
+
+def _values(shapes):
+    """Return floats, or ids where the shape is [B, T]."""
+    generator = np.random.default_rng(1)
+    return [
+        generator.integers(0, 9, s).astype("int32")
+        if len(s) == 2
+        else generator.standard_normal(s).astype("float32")
+        for s in shapes
+    ]
+
+
+def _symbolic_model(name, **kwargs):
+    make, symbolic, _, _ = CASES[name]
+    inputs = [keras.Input(s[1:], dtype="int32" if len(s) == 2 else "float32") for s in symbolic]
+    layer = make(**kwargs)
+    model = keras.Model(inputs, layer(*inputs))
+    fill(layer)
+    return model, layer
+
+
+def _with_unknown_sizes(model, symbolic):
+    """On TensorFlow trace the model once with the unknown sizes; elsewhere sizes are known."""
+    if keras.backend.backend() != "tensorflow":
+        return model
+    import tensorflow as tf
+
+    kinds = [tf.TensorSpec(s, "int32" if len(s) == 2 else "float32") for s in symbolic]
+    return tf.function(lambda *x: model(list(x)), input_signature=kinds)
+
+
+@each_layer
+def test_functional_model_with_unknown_sizes(name):
+    _, symbolic, concrete, expected = CASES[name]
+    model, layer = _symbolic_model(name)
+    call = _with_unknown_sizes(model, symbolic)
+    for shapes, out_shape in zip(concrete, expected, strict=True):
+        values = _values(shapes)
+        got = run(call, *values) if call is not model else run(lambda *x: model(list(x)), *values)
+        assert got.shape == out_shape
+        np.testing.assert_allclose(got, run(layer, *values), rtol=1e-5, atol=1e-6)
+
+
+@each_layer
+def test_output_shape_is_known_before_the_layer_is_built(name):
+    make, symbolic, concrete, expected = CASES[name]
+    layer = make()
+    for shapes, out_shape in zip(concrete, expected, strict=True):
+        assert tuple(layer.compute_output_shape(*shapes)) == out_shape
+    batched = [(None, *s[1:]) for s in concrete[0]]
+    assert tuple(layer.compute_output_shape(*batched)) == (None, *expected[0][1:])
+    assert layer.compute_output_shape(*symbolic)[-1] == expected[0][-1]
+    assert not layer.weights
+
+
+@each_layer
+def test_rebuilt_from_its_configs(name):
+    _, layer = _symbolic_model(name)
+    twin = type(layer).from_config(layer.get_config())
+    twin.build_from_config(layer.get_build_config())
+    assert twin.get_config() == layer.get_config()
+    described = [(relative_path(v), tuple(v.shape)) for v in layer.weights]
+    assert [(relative_path(v), tuple(v.shape)) for v in twin.weights] == described
+    twin.set_weights(layer.get_weights())
+    values = _values(CASES[name][2][0])
+    np.testing.assert_array_equal(run(twin, *values), run(layer, *values))
+
+
+@each_layer
+def test_keras_file_round_trip_is_bit_equal(name, tmp_path):
+    model, _ = _symbolic_model(name)
+    model.save(tmp_path / "layer.keras")
+    loaded = keras.saving.load_model(tmp_path / "layer.keras")
+    for before, after in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    values = _values(CASES[name][2][0])
+    np.testing.assert_array_equal(
+        run(lambda *x: loaded(list(x)), *values), run(lambda *x: model(list(x)), *values)
+    )
+
+
+@each_layer
+def test_low_precision_policies(name):
+    make, _, concrete, _ = CASES[name]
+    values = _values(concrete[0])
+    exact = None
+    for policy in ("float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"):
+        layer = make(dtype=policy)
+        layer.build(concrete[0][0])
+        fill(layer)
+        kind = keras.DTypePolicy(policy)
+        assert {v.dtype for v in layer.trainable_variables} <= {kind.variable_dtype}
+        dtypes = []
+
+        def call(*x, layer=layer, dtypes=dtypes):
+            out = layer(*x)
+            dtypes.append(keras.backend.standardize_dtype(out.dtype))
+            return out
+
+        got = run(call, *values)
+        assert dtypes == [kind.compute_dtype]
+        exact = got if exact is None else exact
+        tolerance = 0.12 if "bfloat16" in policy else 0.02
+        assert np.isfinite(got).all()
+        assert np.abs(got - exact).max() <= tolerance * np.abs(exact).max()
