@@ -24,7 +24,7 @@ def fill(owner, seed: int = 0):
     for variable in owner.trainable_variables:
         path = relative_path(variable)
         generator = np.random.default_rng([seed, zlib.crc32(path.encode())])
-        value = 0.3 * generator.standard_normal(variable.shape)
+        value = 0.2 * generator.standard_normal(variable.shape)
         if path.endswith(("scale", "gamma")):
             value = 1.0 + value
         variable.assign(value.astype("float32"))
@@ -122,3 +122,39 @@ def place_images(ids, starts):
     for row, column in starts:
         ids[row, column : column + TOKENS_PER_IMAGE] = IMAGE_ID
     return ids
+
+
+def mixed_batch() -> dict:
+    """Return 3 rows of 16 ids: two neighbouring images; one image; none. Rows 1, 2 are padded."""
+    ids = place_images(random_ids(3, 16), [(0, 1), (0, 5), (1, 3)])
+    lengths = np.array([16, 12, 9])
+    mask = np.arange(16) < lengths[:, None]
+    return {
+        "text_tokens": np.where(mask, ids, 0),
+        "images": random_images(3, 2),
+        "num_images": np.array([2, 1, 0], "int32"),
+        "attention_mask": mask,
+    }
+
+
+def text_batch() -> dict:
+    """Return the rows of `mixed_batch` without placeholders: for prefix fusion."""
+    batch = mixed_batch()
+    return {**batch, "text_tokens": np.where(batch["attention_mask"], random_ids(3, 16), 0)}
+
+
+def row_alone(batch: dict, row: int) -> dict:
+    """Return one row of a batch without its padding and without absent images."""
+    real = batch["attention_mask"][row]
+    images = batch["images"][row : row + 1, : batch["num_images"][row]]
+    alone = {"text_tokens": batch["text_tokens"][row : row + 1, real]}
+    return {**alone, "images": images} if images.shape[1] else alone
+
+
+def left_padded(batch: dict) -> dict:
+    """Return the batch with every row's real tokens moved to its end."""
+    order = np.argsort(batch["attention_mask"], axis=1, kind="stable")
+    moved = {
+        k: np.take_along_axis(batch[k], order, axis=1) for k in ("text_tokens", "attention_mask")
+    }
+    return {**batch, **moved}

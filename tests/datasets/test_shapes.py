@@ -196,19 +196,20 @@ def keep(worlds, kind, text, answer):
 
 def test_earlier_turns_do_not_answer_later_questions(worlds):
     """Enumerates all scenes that agree with the conversation so far."""
-    leaks, total = 0, 0
-    for sample in generate_shapes("train", 60, seed=11):
+    total = 0
+    for sample in generate_shapes("train", 90, seed=11):
         texts = [m["content"] for m in sample["messages"]]
         possible = worlds
         for kind, text, answer in zip(sample["kinds"], texts[::2], texts[1::2], strict=True):
+            # Four known shapes leave room for one: who knows that five is the limit may conclude
+            # more from it. The writer does not consider that (1.2 % of the answers).
+            limited = possible[0].sum() >= 4  # The worlds are in the order of their sizes.
             asked, possible = keep(possible, kind, text, answer)
             assert len(possible)
-            if asked is not None:
+            if asked is not None and not limited:
                 total += 1
-                leaks += len(asked) == len(possible)
-    assert total > 150
-    # What is left (1.2 % of 1,105) follows only for those who know that five shapes are the most.
-    assert leaks <= 0.02 * total, f"{leaks} of {total} answers follow from earlier turns"
+                assert len(asked) > len(possible), (texts, text)
+    assert total > 200
 
 
 def test_answers_are_balanced():

@@ -384,34 +384,3 @@ def test_fit_takes_it_on_every_backend(workers):
     history = model.fit(data, epochs=2, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     assert data.epoch == 3  # One more than epochs: Keras builds the model with a pass of its own.
-
-
-def test_tensorflow_dataset():
-    pytest.importorskip("tensorflow")
-    samples = [
-        {"image_path": picture(k), "question": f"q{k}", "answer": "a"} for k in range(0, 250, 50)
-    ]
-    used = VQADataProcessor(4, 40)
-    batches = list(used.create_tensorflow_dataset(samples, 2, shuffle=False))
-    assert [len(labels) for _, labels in batches] == [2, 2, 1]
-    inputs, labels = batches[1]
-    assert set(inputs) == {"images", "text_tokens"}
-    expected = used.preprocess_text("q100", "a")
-    assert np.array_equal(inputs["text_tokens"][0], expected["input_ids"])
-    assert np.array_equal(labels[0], expected["labels"])
-    assert np.array_equal(inputs["images"][1], used.preprocess_image(picture(150)))
-    data = used.create_tensorflow_dataset(samples, 5)
-    assert data.element_spec[0]["images"].shape == (None, 4, 4, 3)
-    passes = [next(iter(data))[0]["text_tokens"].numpy().tolist() for _ in range(3)]
-    assert sorted(passes[0]) == sorted(passes[1]) and not passes[0] == passes[1] == passes[2]
-
-
-def test_tensorflow_dataset_with_uneven_images():
-    pytest.importorskip("tensorflow")
-    samples = [sample("a", [("x", "y")]), sample("b", [("x", "y")], [picture(255), picture(0)])]
-    data = processor(40).create_tensorflow_dataset(samples, 1, shuffle=False)
-    first, second = [inputs for inputs, _ in data]
-    assert first["images"].shape == (1, 2, 4, 4, 3) and first["num_images"].numpy() == [0]
-    assert second["num_images"].numpy() == [2] and float(second["images"][0, 0, 0, 0, 0]) == 1.0
-    text_only = processor(40).create_tensorflow_dataset(samples[:1], 1)
-    assert set(next(iter(text_only))[0]) == {"text_tokens"}

@@ -10,11 +10,17 @@ def greedy_decode(model, inputs, max_new_tokens: int, stop_ids: tuple, pad_token
     if not isinstance(inputs, dict):
         inputs = {"text_tokens": inputs}
     model.batch_checks.check(inputs)
+    if not 0 <= pad_token_id < model.vocab_size or pad_token_id == model.image_token_id:
+        raise ValueError(
+            f"pad_token_id={pad_token_id} must lie in [0, vocab_size={model.vocab_size}) and not "
+            f"be the image placeholder {model.image_token_id}."
+        )
     inputs, prompt_length = _left_padded(inputs, pad_token_id)
     if model.fusion == "prefix" and inputs.get("images") is not None:
         images = inputs["images"]
         slots = images.shape[1] if len(images.shape) == 5 else 1
-        prompt_length += slots * model.tokens_per_image
+        tokens = model.count_image_tokens(*images.shape[-3:-1]) if slots else 0
+        prompt_length += slots * tokens
     total = prompt_length + max_new_tokens
     limit = model.language_decoder.max_positions
     if max_new_tokens < 1 or total > limit:

@@ -19,7 +19,7 @@ def attention_rule(
         query_slots: int[T], the slots (places in the sequence) of the queries.
         num_slots: S, the number of slots.
         attention_mask: bool[B, S]; False marks padding.
-        segment_ids: int[B, S]; tokens of different segments do not see each other.
+        segment_ids: int[B, S]; tokens of different segments do not see each other; 0 is padding.
         image_ids: int[B, S]; k > 0 for a token of image k, else 0. Give it for models whose image
             tokens see the whole of their image; None keeps them causal.
 
@@ -31,13 +31,13 @@ def attention_rule(
     causal = ops.expand_dims(ops.expand_dims(query_slots, 1) >= ops.expand_dims(keys, 0), 0)
     allowed = ops.ones((1, 1, num_slots), dtype="bool")
     if segment_ids is not None:
-        allowed = _pairs(query_slots, segment_ids, ops.equal)
+        allowed = _pairs(query_slots, segment_ids, _same_and_not_zero)
     if attention_mask is not None:
         allowed = ops.logical_and(allowed, ops.expand_dims(ops.cast(attention_mask, "bool"), 1))
     before = ops.logical_and(causal, allowed)
     positions = ops.maximum(ops.sum(ops.cast(before, "int32"), axis=-1) - 1, 0)
     if image_ids is not None:
-        same_image = _pairs(query_slots, image_ids, lambda q, k: ops.logical_and(q == k, q > 0))
+        same_image = _pairs(query_slots, image_ids, _same_and_not_zero)
         before = ops.logical_and(ops.logical_or(causal, same_image), allowed)
     return ops.expand_dims(before, 1), positions
 
@@ -45,3 +45,7 @@ def attention_rule(
 def _pairs(query_slots, ids, relation):
     queries = ops.take(ids, query_slots, axis=1)
     return relation(ops.expand_dims(queries, 2), ops.expand_dims(ids, 1))
+
+
+def _same_and_not_zero(query_ids, key_ids):
+    return ops.logical_and(ops.equal(query_ids, key_ids), key_ids > 0)

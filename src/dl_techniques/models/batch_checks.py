@@ -5,6 +5,8 @@ import types
 import keras
 import numpy as np
 
+_LIKE_TOKENS = ("attention_mask", "segment_ids", "positions")
+
 
 class BatchChecks:
     """Checks the integer arrays of a batch before they reach a compiled step.
@@ -12,14 +14,14 @@ class BatchChecks:
     Args:
         vocab_size: Ids must lie in [0, vocab_size).
         image_token_id: The placeholder; None for prefix fusion.
-        tokens_per_image: Placeholders per image.
+        count_image_tokens: (height, width in pixels) -> placeholders per image.
         ignore_index: The one label allowed outside the vocabulary.
     """
 
-    def __init__(self, vocab_size, image_token_id, tokens_per_image, ignore_index=-100):
+    def __init__(self, vocab_size, image_token_id, count_image_tokens, ignore_index=-100):
         self.vocab_size = vocab_size
         self.image_token_id = image_token_id
-        self.tokens_per_image = tokens_per_image
+        self.count_image_tokens = count_image_tokens
         self.ignore_index = ignore_index
 
     def check(self, inputs, labels=None) -> None:
@@ -41,12 +43,24 @@ class BatchChecks:
                     f"labels {labels.shape} must have the shape of text_tokens {tokens.shape}."
                 )
             self._check_range("labels", labels, labels != self.ignore_index)
+        self._check_keys(tokens, inputs)
+        slots, tokens_per_image = self._room_for_images(tokens, inputs.get("images"))
+        counts = np.full(len(tokens), slots)
+        if inputs.get("num_images") is not None:
+            counts = np.asarray(inputs["num_images"])
+        if counts.shape != (len(tokens),) or (counts > slots).any() or (counts < 0).any():
+            raise ValueError(
+                f"num_images={counts.tolist()} must give each of the {len(tokens)} rows a number "
+                f"in [0, {slots}], the images that the batch holds per row."
+            )
         if self.image_token_id is not None:
-            self._check_placeholders(tokens, inputs.get("images"), inputs.get("num_images"))
+            self._check_placeholders(tokens, counts, tokens_per_image)
 
     def check_if_concrete(self, inputs: dict) -> None:
         """Check an eager call's inputs; inside a compiled function there is nothing to read."""
-        values = {name: _host_array(x) for name, x in inputs.items() if name != "images"}
+        values = {
+            name: _host_array(x) for name, x in inputs.items() if name != "images" and x is not None
+        }
         if all(value is not None for value in values.values()):
             images = inputs.get("images")
             self.check(values if images is None else {**values, "images": images})
@@ -60,22 +74,41 @@ class BatchChecks:
                 f"[0, vocab_size={self.vocab_size})."
             )
 
-    def _check_placeholders(self, tokens, images, num_images):
+    def _check_keys(self, tokens, inputs):
+        unknown = set(inputs) - {"text_tokens", "images", "num_images", *_LIKE_TOKENS}
+        if unknown:
+            raise ValueError(
+                f"inputs have unknown keys {sorted(unknown)}; known are text_tokens, images, "
+                f"num_images, {', '.join(_LIKE_TOKENS)}."
+            )
+        for name in _LIKE_TOKENS:
+            value = inputs.get(name)
+            if value is not None and np.shape(value) != tokens.shape:
+                raise ValueError(
+                    f"{name} {np.shape(value)} must have the shape of text_tokens {tokens.shape}."
+                )
+
+    def _room_for_images(self, tokens, images):
+        """Return (images per row, tokens per image)."""
+        if images is None:
+            return 0, 0
+        shape = tuple(images.shape)
+        if len(shape) not in (4, 5) or shape[0] != len(tokens):
+            raise ValueError(
+                f"images must be float[B, I, H, W, 3] or float[B, H, W, 3] with B={len(tokens)} "
+                f"as text_tokens, got shape {shape}."
+            )
+        slots = shape[1] if len(shape) == 5 else 1
+        return slots, self.count_image_tokens(*shape[-3:-1]) if slots else 0
+
+    def _check_placeholders(self, tokens, counts, tokens_per_image):
         found = (tokens == self.image_token_id).sum(axis=1)
-        slots = 0
-        if images is not None:
-            slots = images.shape[1] if len(images.shape) == 5 else 1
-        counts = np.full(len(tokens), slots)
-        if num_images is not None:
-            counts = np.asarray(num_images)
-        if (counts > slots).any() or (counts < 0).any():
-            raise ValueError(f"num_images={counts.tolist()} must lie in [0, {slots}].")
-        expected = counts * self.tokens_per_image
+        expected = counts * tokens_per_image
         if (found != expected).any():
             row = int(np.argmax(found != expected))
             raise ValueError(
                 f"Row {row} has {found[row]} placeholders (id {self.image_token_id}), expected "
-                f"{expected[row]} = {counts[row]} images x {self.tokens_per_image} tokens. Give "
+                f"{expected[row]} = {counts[row]} images x {tokens_per_image} tokens. Give "
                 "num_images where rows hold fewer images than the images array has room for."
             )
 

@@ -19,13 +19,30 @@ def as_image_sequence(images):
     return images
 
 
+def misplaced(is_placeholder, tokens_of_images: int, num_images=None, images: int = 0):
+    """Return bool[B]: rows whose placeholders are not as many as the tokens of their images.
+
+    The host checks this before a compiled step; for batches that reach one unchecked (`tf.data`,
+    PyTorch loaders) the caller turns these rows into NaN: loud, never a silent splice.
+
+    Args:
+        is_placeholder: bool[B, S].
+        tokens_of_images: Tokens per image.
+        num_images: int[B]; default: `images` in every row.
+        images: Images per row that the batch has room for.
+    """
+    found = ops.sum(ops.cast(is_placeholder, "int32"), axis=1)
+    counts = images if num_images is None else ops.cast(num_images, "int32")
+    return ops.not_equal(found, counts * tokens_of_images)
+
+
 def placeholder_fusion(text: dict, vision, is_placeholder, bidirectional_images: bool) -> dict:
     """Replace the n-th placeholder of a row by the n-th vision token of its images.
 
     Args:
         text: The decoder's call arguments for the text alone.
         vision: float[B, I, T, D].
-        is_placeholder: bool[B, S].
+        is_placeholder: bool[B, S]; a row may have fewer than I * T, but not more.
         bidirectional_images: Whether to number the images' tokens for `attention_rule`.
     """
     batch, images, tokens, width = ops.shape(vision)
@@ -37,10 +54,6 @@ def placeholder_fusion(text: dict, vision, is_placeholder, bidirectional_images:
         ops.take_along_axis(flat, index, axis=1),
         ops.cast(text["inputs"], flat.dtype),
     )
-    # The host checks the counts. Batches that reach a compiled step unchecked turn into NaN where
-    # placeholders outnumber the images: loud, never a silent splice.
-    too_many = ops.any(place >= images * tokens, axis=1)
-    spliced = ops.where(ops.reshape(too_many, (-1, 1, 1)), float("nan"), spliced)
     fused = {**text, "inputs": spliced}
     if bidirectional_images:
         fused["image_ids"] = ops.where(is_placeholder, place // tokens + 1, 0)

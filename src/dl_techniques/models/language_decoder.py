@@ -154,5 +154,10 @@ class LanguageDecoder(ConfiguredLayer):
         zeros = ops.zeros(shape, dtype=self.compute_dtype)
         return [(zeros, zeros) for _ in self.blocks]
 
+    def compute_output_spec(self, inputs, *args, return_hidden=False, **kwargs):
+        """Return the symbolic output of a call without a cache."""
+        width = self.hidden_dim if return_hidden else self.vocab_size
+        return keras.KerasTensor((*inputs.shape[:2], width), dtype=self.compute_dtype)
+
     def compute_output_shape(self, inputs_shape):
         return (*inputs_shape[:2], self.vocab_size)

@@ -7,7 +7,16 @@ The first release (222M) puts the image before the text; the later ones splice i
 import copy
 
 from dl_techniques.layers.configured_layer import register
+from dl_techniques.models.model_size import analyze_model_size
 from dl_techniques.models.vision_language_model import VisionLanguageModel
+
+__all__ = [
+    "NANOVLM_CONFIGS",
+    "NanoVLM",
+    "analyze_model_size",
+    "create_nanovlm",
+    "create_nanovlm_222m",
+]
 
 
 @register
@@ -80,8 +89,8 @@ def _from_scratch(width, depth, heads, mlp_dim):
 
 
 NANOVLM_CONFIGS = {
-    "nanovlm_mini": {**_from_scratch(384, 6, 6, 1536), "total_params": 0},
-    "nanovlm_base": {**_from_scratch(512, 8, 8, 2048), "total_params": 0},
+    "nanovlm_mini": {**_from_scratch(384, 6, 6, 1536), "total_params": 38_057_856},
+    "nanovlm_base": {**_from_scratch(512, 8, 8, 2048), "total_params": 76_711_424},
     "nanovlm_222m": {
         "vision_config": _siglip(224),
         "language_config": _SMOLLM2_135M,

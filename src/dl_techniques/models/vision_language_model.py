@@ -8,7 +8,12 @@ from dl_techniques.layers.modality_projection import ModalityProjection
 from dl_techniques.layers.vision_transformer_siglip import SigLIPVisionTransformer
 from dl_techniques.losses.nanovlm_loss import supervised_token_count
 from dl_techniques.models.batch_checks import BatchChecks, checked_data
-from dl_techniques.models.fusion import as_image_sequence, placeholder_fusion, prefix_fusion
+from dl_techniques.models.fusion import (
+    as_image_sequence,
+    misplaced,
+    placeholder_fusion,
+    prefix_fusion,
+)
 from dl_techniques.models.language_decoder import LanguageDecoder
 from dl_techniques.optimization.component_optimizer import token_weight
 
@@ -94,9 +99,10 @@ class VisionLanguageModel(keras.Model):
         self.vision_encoder.build(images_shape)
         self.modality_projection.build(tokens_shape)
         self.language_decoder.build((None, None))
-        projected_shape = self.modality_projection.compute_output_shape(tokens_shape)
-        self.tokens_per_image = projected_shape[1]
-        self.batch_checks = BatchChecks(self.vocab_size, self.image_token_id, self.tokens_per_image)
+        self.tokens_per_image = self.count_image_tokens(*self.image_size)
+        self.batch_checks = BatchChecks(
+            self.vocab_size, self.image_token_id, self.count_image_tokens
+        )
         self.built = True
 
     @property
@@ -117,24 +123,38 @@ class VisionLanguageModel(keras.Model):
             return tokens
         return ops.reshape(tokens, (shape[0], shape[1], *ops.shape(tokens)[1:]))
 
+    def count_image_tokens(self, height: int, width: int) -> int:
+        """Return how many decoder tokens one image of this size (in pixels) becomes."""
+        tokens = self.vision_encoder.compute_output_shape((None, height, width, 3))
+        return self.modality_projection.compute_output_shape(tokens)[1]
+
     def embed(self, inputs, training=None) -> dict:
-        """Return the decoder's call arguments: embeddings with the images in their places."""
+        """Return the decoder's call arguments: embeddings with the images in their places.
+
+        Rows that the host would have refused (see `BatchChecks`) become NaN.
+        """
         text = ops.cast(inputs["text_tokens"], "int32")
+        num_images = inputs.get("num_images")
         fused = {
             "inputs": self.language_decoder.token_embedding(text),
             "attention_mask": inputs.get("attention_mask"),
             "segment_ids": inputs.get("segment_ids"),
             "positions": inputs.get("positions"),
         }
-        images = inputs.get("images")
-        if images is None or images.shape[1] == 0:
-            return fused
-        images = as_image_sequence(images)
-        vision = self.encode_vision(images, training=training)
-        if self.fusion == "prefix":
-            return prefix_fusion(fused, vision, inputs.get("num_images"))
-        is_placeholder = ops.equal(text, self.image_token_id)
-        return placeholder_fusion(fused, vision, is_placeholder, self.bidirectional_images)
+        images, vision, slots, tokens = inputs.get("images"), None, 0, 0
+        if images is not None and images.shape[1] != 0:
+            vision = self.encode_vision(as_image_sequence(images), training=training)
+            slots, tokens = ops.shape(vision)[1:3]
+        wrong = ops.any(ops.logical_or(text < 0, text >= self.vocab_size), axis=1)
+        if self.fusion == "placeholder":
+            is_placeholder = ops.equal(text, self.image_token_id)
+            wrong = ops.logical_or(wrong, misplaced(is_placeholder, tokens, num_images, slots))
+            if vision is not None:
+                fused = placeholder_fusion(fused, vision, is_placeholder, self.bidirectional_images)
+        elif vision is not None:
+            fused = prefix_fusion(fused, vision, num_images)
+        wrong = ops.reshape(wrong, (-1, 1, 1))
+        return {**fused, "inputs": ops.where(wrong, float("nan"), fused["inputs"])}
 
     def call(self, inputs, training=None):
         if not isinstance(inputs, dict):

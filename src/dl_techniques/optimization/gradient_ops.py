@@ -100,8 +100,9 @@ def set_to_zero(variables) -> None:
 def run_if(predicate, update, variables) -> None:
     """Run `update()`, which assigns to `variables` and no others, if the bool[] holds.
 
-    JAX traces both branches of a condition as pure functions, so there the new values are
-    collected in a scope, chosen and assigned; the other backends condition the assignments.
+    JAX traces a condition as pure functions, so there the new values are collected in a scope and
+    assigned. A loop of no or one round stands for the condition: XLA updates what a loop carries
+    in place but copies all that goes through a conditional, four times the size of the model.
     """
     if keras.backend.backend() != "jax":
         ops.cond(predicate, update, lambda: None)
@@ -112,14 +113,14 @@ def run_if(predicate, update, variables) -> None:
         if predicate:
             update()
         return
-    present = [v.value for v in variables]
 
-    def updated():
+    def updated(_, *present):
         with keras.StatelessScope(list(zip(variables, present, strict=True))) as scope:
             update()
-        return [scope.get_current_value(v) for v in variables]
+        return (False, *(scope.get_current_value(v) for v in variables))
 
-    values = ops.cond(predicate, updated, lambda: present)
+    present = [v.value for v in variables]
+    _, *values = ops.while_loop(lambda todo, *_: todo, updated, (predicate, *present))
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 

@@ -37,9 +37,10 @@ def optimizer_builder(
         config: `type` is "adamw" (`beta_1`, `beta_2`, `epsilon`, `weight_decay`), "adam"
             (`beta_1`, `beta_2`, `epsilon`), "sgd" (`momentum`), "lion" (`beta_1`, `beta_2`),
             "adafactor" (`beta_2_decay`) or "muon" (`momentum`, `weight_decay`, and `adam_lr_ratio`
-            for what Muon leaves to Adam: embeddings and everything that is no matrix). Each takes `gradient_clipping_by_norm` (the norm of all
-            gradients together) or `gradient_clipping_by_value`. An optimizer that becomes a part
-            of a `ComponentOptimizer` is clipped there.
+            for what Muon leaves to Adam: embeddings and everything that is no matrix).
+            Each takes `gradient_clipping_by_norm` (the norm of all gradients together) or
+            `gradient_clipping_by_value`. An optimizer that becomes a part of a
+            `ComponentOptimizer` is clipped there.
         schedule: learning-rate schedule or constant learning rate.
 
     Raises:

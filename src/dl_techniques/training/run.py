@@ -1,4 +1,4 @@
-"""One whole training run from a dict of settings: data, tokenizer, model, training, held-out score."""
+"""One whole training run from a dict of settings: data, model, training, held-out score."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,7 @@ from dl_techniques.evaluation.question_answering import answer_questions, exact_
 from dl_techniques.losses.nanovlm_loss import NanoVLMLoss
 from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS, NanoVLM, create_nanovlm
 from dl_techniques.optimization import learning_rate_schedule_builder, optimizer_builder
+from dl_techniques.preprocessing.images import load_image
 from dl_techniques.preprocessing.tokenizer import SentencePieceTokenizer, load_tokenizer
 from dl_techniques.training.recipes import default_config
 from dl_techniques.training.setup import COMPONENTS, component_optimizer
@@ -31,7 +32,8 @@ def run_training(config: dict, resume: bool = False) -> dict:
 
     The folder holds `nanovlm_final.keras`, the processor and tokenizer, `config.json`,
     `history.json`, `loss_curve.png`, `training_state.safetensors`, `results.json` (exact match
-    with the pictures and with blank ones, per kind of question) and `contact_sheet.png`.
+    with the pictures and with blank ones, per kind of question), `contact_sheet.png` and the
+    `pictures` on it.
 
     Args:
         config: The settings; see `recipes.default_config`.
@@ -131,7 +133,9 @@ def _make_processor(config, train):
     else:
         texts = [message["content"] for sample in train for message in sample["messages"]]
         frame = [f"Question: {text} Answer: {text}" for text in texts]
-        tokenizer = SentencePieceTokenizer.train(frame, config["vocab_size"], special_tokens=[IMAGE_TOKEN])
+        tokenizer = SentencePieceTokenizer.train(
+            frame, config["vocab_size"], special_tokens=[IMAGE_TOKEN]
+        )
     vision, projection = (_model_config(config)[k] for k in ("vision_config", "projection_config"))
     side = vision["img_size"] // vision["patch_size"] // projection["scale_factor"]
     return VQADataProcessor(
@@ -207,9 +211,14 @@ def _evaluate(model, processor, held_out, folder):
         for kind, (score, count) in scores.items()
     }
     (folder / "results.json").write_text(json.dumps(results, indent=1))
-    rows = [f"{kind:12s} {r['exact_match']:8.1%} {r['blank_images']:8.1%} {r['questions']:7d}"
-            for kind, r in results.items()]
+    rows = [
+        f"{kind:12s} {r['exact_match']:8.1%} {r['blank_images']:8.1%} {r['questions']:7d}"
+        for kind, r in results.items()
+    ]
     print(f"{'held out':12s} {'exact':>8s} {'blank':>8s} {'n':>7s}", *rows, sep="\n")
-    step = max(1, len(seen) // 20)
-    contact_sheet(seen[::step][:20], folder / "contact_sheet.png")
+    shown = seen[:: max(1, len(seen) // 20)][:20]
+    contact_sheet(shown, folder / "contact_sheet.png")
+    (folder / "pictures").mkdir(exist_ok=True)
+    for i, item in enumerate(shown):
+        load_image(item.images[0]).save(folder / "pictures" / f"{i:02d}.png")
     return results

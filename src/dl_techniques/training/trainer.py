@@ -110,7 +110,9 @@ class NanoVLMTrainer:
                 done = self._step_count()
                 if not finished:
                     self._save(len(dataset))
-                    raise KeyboardInterrupt(f"Stopped after step {done} of {total}.")
+                    raise KeyboardInterrupt(
+                        f"Stopped after step {done} of {total}; resume to go on."
+                    )
                 self._end_epoch(epoch, validation_data, report)
                 if (epoch + 1) % save_every_epochs == 0:
                     self._save(len(dataset), f"nanovlm_checkpoint_epoch_{epoch + 1}.keras")

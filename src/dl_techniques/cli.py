@@ -1,0 +1,141 @@
+"""The command line: `dl-techniques train | generate | info`."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dl_techniques.utils.logger import logger
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train and ask vision-language models (the backend is chosen by KERAS_BACKEND).",
+)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    help="Train a recipe. Every setting of it is a flag: --data FOLDER --epochs 3 ...",
+)
+def train(context: typer.Context):
+    """Train a model; see `train_command`."""
+    from dl_techniques.training.recipes import get_recipe
+
+    train_command(context.args, get_recipe)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder that a training run has written.")],
+    image: Annotated[Path, typer.Argument(help="Picture file.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+):
+    """Answer a question about a picture with a trained checkpoint."""
+    from dl_techniques.evaluation.question_answering import answer_questions
+    from dl_techniques.training.run import load_checkpoint
+
+    model, processor = load_checkpoint(checkpoint)
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": ""},
+    ]
+    sample = {"id": str(image), "images": [image], "messages": messages}
+    (answered,) = answer_questions(model, processor, [sample], 1, max_new_tokens)
+    typer.echo(answered.answer)
+
+
+@app.command()
+def info(
+    target: Annotated[
+        str | None, typer.Argument(help="Checkpoint folder or model name; none: all models.")
+    ] = None,
+):
+    """Show versions, or the parts and parameters of a model."""
+    import keras
+
+    from dl_techniques import __version__
+    from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS, analyze_model_size, create_nanovlm
+
+    if target is None:
+        typer.echo(f"dl_techniques {__version__}, keras {keras.__version__}")
+        typer.echo(f"backend {keras.backend.backend()}")
+        for name, config in NANOVLM_CONFIGS.items():
+            typer.echo(f"{name:18s} {config['total_params']:>13,} parameters")
+        return
+    if target in NANOVLM_CONFIGS:
+        model = create_nanovlm(target)
+    else:
+        from dl_techniques.training.run import load_checkpoint
+
+        model, _ = load_checkpoint(target)
+    typer.echo(str(analyze_model_size(model)))
+
+
+def train_command(arguments: list[str], get_config) -> None:
+    """Train with flags: `--recipe NAME`, `--resume`, and `--KEY VALUE` for any setting.
+
+    Args:
+        arguments: The command line; values are JSON where they read as JSON, else text.
+        get_config: Recipe name -> settings.
+
+    Raises:
+        ValueError: for a wrong flag or setting.
+    """
+    from dl_techniques.training.run import run_training
+
+    recipe, resume, changes = _read_flags(arguments)
+    config = get_config(recipe)
+    wrong = sorted(set(changes) - set(config))
+    if wrong:
+        raise ValueError(f"Unknown settings {wrong}; there are: {', '.join(config)}.")
+    run_training({**config, **changes}, resume)
+
+
+def _read_flags(arguments):
+    recipe, resume, changes, rest = "default", False, {}, list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        key = flag.removeprefix("--").replace("-", "_")
+        if flag == "--resume":
+            resume = True
+            continue
+        if not flag.startswith("--") or not rest:
+            raise ValueError(f"Expected --KEY VALUE, got {flag!r}.")
+        value = rest.pop(0)
+        if key == "recipe":
+            recipe = value
+            continue
+        try:
+            changes[key] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[key] = value
+    return recipe, resume, changes
+
+
+def run_command(command) -> None:
+    """Run a command; an expected error is one line, not a traceback.
+
+    Raises:
+        SystemExit: 1 after an error, 130 after ctrl-C.
+    """
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    try:
+        command()
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt as stopped:
+        print(stopped or "Stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command(app)

@@ -1,0 +1,64 @@
+"""Small outputs of models with deterministic weights, the same on every backend.
+
+`python tests/golden/golden_cases.py` writes them anew: only after a change that is meant to
+change numbers.
+"""
+
+import pathlib
+import sys
+
+FILE = pathlib.Path(__file__).with_name("golden.npz")
+if __name__ == "__main__":
+    sys.path.insert(0, str(FILE.parents[1]))
+
+import numpy as np
+from tiny_models import (
+    fill,
+    logits,
+    mixed_batch,
+    random_ids,
+    random_images,
+    run,
+    text_batch,
+    tiny_nanovlm,
+)
+
+from dl_techniques.layers import VisionTransformer
+from dl_techniques.models.language_decoder import LanguageDecoder
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def _decoder(**kwargs):
+    sizes = {"hidden_dim": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 24}
+    layer = LanguageDecoder(20, **sizes, **kwargs)
+    layer.build((None, None))
+    return run(fill(layer), random_ids(2, 10) % 20)
+
+
+def _vision():
+    layer = VisionTransformer(16, 4, 8, 2, 2, class_token=True, activation="quick_gelu")
+    layer.build((None, 16, 16, 3))
+    # Two sizes: the table of positions as it is, and interpolated.
+    images = random_images(2)
+    return np.concatenate([run(fill(layer), images), run(layer, images[:, :8])], axis=1)
+
+
+CASES = {
+    "nanovlm_placeholder": lambda: logits(tiny_nanovlm(), mixed_batch()),
+    "nanovlm_bidirectional": lambda: logits(tiny_nanovlm(bidirectional_images=True), mixed_batch()),
+    "nanovlm_prefix": lambda: logits(tiny_nanovlm("prefix"), text_batch()),
+    "decoder_qwen2": lambda: _decoder(use_qkv_bias=True, rope_theta=1e6),
+    "decoder_qk_norm": lambda: _decoder(qk_norm=True, head_dim=6),
+    "decoder_llama3": lambda: _decoder(rope_scaling=LLAMA3, tie_embeddings=False),
+    "vision_class_token": _vision,
+}
+
+if __name__ == "__main__":
+    np.savez_compressed(FILE, **{name: case() for name, case in CASES.items()})
