@@ -14,15 +14,15 @@ PATCHES_PER_SIDE = 4
 IMAGE_SIZE = 16
 
 
-def relative_path(variable) -> str:
+def relative_path(variable, owner) -> str:
     """Return the variable's path below its owner, whose own name may be numbered."""
-    return variable.path.split("/", 1)[1]
+    return variable.path.removeprefix(owner.name + "/")
 
 
 def fill(owner, seed: int = 0):
     """Give every weight a value that depends on its path alone, the same on every backend."""
     for variable in owner.trainable_variables:
-        path = relative_path(variable)
+        path = relative_path(variable, owner)
         generator = np.random.default_rng([seed, zlib.crc32(path.encode())])
         value = 0.2 * generator.standard_normal(variable.shape)
         if path.endswith(("scale", "gamma")):

@@ -1,15 +1,10 @@
 """Small outputs of models with deterministic weights, the same on every backend.
 
-`python tests/golden/golden_cases.py` writes them anew: only after a change that is meant to
-change numbers.
+`PYTHONPATH=tests python tests/golden/golden_cases.py` writes them anew: only after a change that
+is meant to change numbers.
 """
 
 import pathlib
-import sys
-
-FILE = pathlib.Path(__file__).with_name("golden.npz")
-if __name__ == "__main__":
-    sys.path.insert(0, str(FILE.parents[1]))
 
 import numpy as np
 from tiny_models import (
@@ -26,6 +21,7 @@ from tiny_models import (
 from dl_techniques.layers import VisionTransformer
 from dl_techniques.models.language_decoder import LanguageDecoder
 
+FILE = pathlib.Path(__file__).with_name("golden.npz")
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,

@@ -146,8 +146,8 @@ def test_rebuilt_from_its_configs(name):
     twin = type(layer).from_config(layer.get_config())
     twin.build_from_config(layer.get_build_config())
     assert twin.get_config() == layer.get_config()
-    described = [(relative_path(v), tuple(v.shape)) for v in layer.weights]
-    assert [(relative_path(v), tuple(v.shape)) for v in twin.weights] == described
+    described = [(relative_path(v, layer), tuple(v.shape)) for v in layer.weights]
+    assert [(relative_path(v, twin), tuple(v.shape)) for v in twin.weights] == described
     twin.set_weights(layer.get_weights())
     values = _values(CASES[name][2][0])
     np.testing.assert_array_equal(run(twin, *values), run(layer, *values))

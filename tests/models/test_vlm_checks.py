@@ -65,7 +65,7 @@ WAYS_IN = {
     "fit_arrays": lambda model, batch: model.fit(batch, _labels(batch), verbose=0),
     "fit_dataset": lambda model, batch: model.fit(_OneBatch(batch), verbose=0),
     "fit_generator": lambda model, batch: model.fit(
-        ((batch, _labels(batch)) for _ in range(1)), verbose=0
+        ((batch, _labels(batch)) for _ in range(1)), steps_per_epoch=1, shuffle=False, verbose=0
     ),
     "validation_arrays": lambda model, batch: model.fit(
         mixed_batch(), _labels(mixed_batch()), validation_data=(batch, _labels(batch)), verbose=0
@@ -86,6 +86,11 @@ def test_every_way_in_counts_placeholders(way, model):
     message = r"Row 0 has 7 placeholders \(id 31\), expected 8 = 2 images x 4 tokens"
     with pytest.raises(ValueError, match=message):
         WAYS_IN[way](model, _too_few())
+
+
+@pytest.mark.parametrize("way", list(WAYS_IN))
+def test_every_way_in_takes_a_good_batch(way, model):
+    WAYS_IN[way](model, mixed_batch())
 
 
 BAD_BATCHES = {
@@ -120,7 +125,7 @@ BAD_BATCHES = {
         r"must be integers \[B, S\], got float32 \(2, 3\)",
     ),
     "no_ids": ({"images": random_images(3, 2)}, r"need the key 'text_tokens'; got \['images'\]"),
-    "unknown_key": ({**mixed_batch(), "image": 1}, r"unknown keys \['image'\]"),
+    "unknown_key": ({**mixed_batch(), "image": random_images(3)}, r"unknown keys \['image'\]"),
 }
 
 

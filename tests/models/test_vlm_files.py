@@ -57,16 +57,16 @@ def test_config_is_plain_and_complete():
 
 
 def test_variable_paths_are_stable():
-    paths = {v.path for v in NanoVLM(**tiny_config(name="small")).weights}
+    paths = {v.path for v in NanoVLM(**tiny_config()).weights}
     assert {
-        "small/vision_encoder/patch_embedding/position_embedding",
-        "small/vision_encoder/block_1/attention/q_proj/kernel",
-        "small/vision_encoder/block_1/mlp/fc2/bias",
-        "small/modality_projection/proj/kernel",
-        "small/language_decoder/token_embedding/embeddings",
-        "small/language_decoder/block_1/attention/o_proj/kernel",
-        "small/language_decoder/block_1/mlp/down_proj/kernel",
-        "small/language_decoder/norm/scale",
+        "vision_encoder/patch_embedding/position_embedding",
+        "vision_encoder/block_1/attention/q_proj/kernel",
+        "vision_encoder/block_1/mlp/fc2/bias",
+        "modality_projection/proj/kernel",
+        "language_decoder/token_embedding/embeddings",
+        "language_decoder/block_1/attention/o_proj/kernel",
+        "language_decoder/block_1/mlp/down_proj/kernel",
+        "language_decoder/norm/scale",
     } <= paths
 
 

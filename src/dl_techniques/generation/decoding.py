@@ -23,10 +23,12 @@ def greedy_decode(model, inputs, max_new_tokens: int, stop_ids: tuple, pad_token
         prompt_length += slots * tokens
     total = prompt_length + max_new_tokens
     limit = model.language_decoder.max_positions
-    if max_new_tokens < 1 or total > limit:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1.")
+    if total > limit:
         raise ValueError(
-            f"{prompt_length} prompt positions + max_new_tokens={max_new_tokens} must be more than "
-            f"the prompt and at most max_positions={limit}."
+            f"{prompt_length} prompt positions + max_new_tokens={max_new_tokens} are more than "
+            f"max_positions={limit}: shorten the prompts or ask for fewer tokens."
         )
     prefill, step = _compiled(model, max_new_tokens)
     token, state = prefill(inputs)

@@ -126,6 +126,11 @@ def _host_array(x):
         return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
     if backend == "tensorflow":
         return x.numpy() if hasattr(x, "numpy") else None
+    import torch
+
+    # Keras traces shapes with tensors on the meta device, which hold no values.
+    if torch.compiler.is_compiling() or x.device.type == "meta":
+        return None
     return keras.ops.convert_to_numpy(x)
 
 

@@ -97,7 +97,9 @@ RECIPES = {
     "easy_vqa": {
         **_FROM_SCRATCH,
         **_small_model(64, 8, 128, 4, 3, 2, 0.0),
-        "epochs": 10,
+        "augment": ["flip", "crop"],
+        "max_turns": 4,
+        "epochs": 8,
         "output_dir": "runs/easy_vqa",
     },
     "cifar10": {

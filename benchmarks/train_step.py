@@ -1,0 +1,116 @@
+"""Times one training step of the 222M NanoVLM beside transformers' SmolVLM of the same sizes.
+
+    python benchmarks/train_step.py [--backend jax] [--rounds 7]
+
+float32, batch 2 x 128 tokens (49 of them the image's), AdamW, gradients clipped at norm 1. The
+peer is PyTorch eager, as transformers' users run it. Needs dl_techniques[dev] and the backends.
+"""
+
+import argparse
+import json
+
+import numpy as np
+from side_by_side import figure, measure, print_report, run_child
+
+BATCH, LENGTH, IMAGE_TOKENS, IMAGE_SIZE = 2, 128, 49, 224
+VOCABULARY, IMAGE_ID = 49152, 49151
+
+
+def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return pixels [B, H, W, 3], ids [B, S] and labels [B, S] (-100 at the image)."""
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(BATCH, IMAGE_SIZE, IMAGE_SIZE, 3)).astype("float32")
+    ids = rng.integers(3, VOCABULARY - 1, (BATCH, LENGTH)).astype("int32")
+    ids[:, :IMAGE_TOKENS] = IMAGE_ID
+    return pixels, ids, np.where(ids == IMAGE_ID, -100, ids)
+
+
+def our_step():
+    """Return a function that does one step of our trainer."""
+    from dl_techniques.models.nano_vlm import create_nanovlm_222m
+    from dl_techniques.training.trainer import NanoVLMTrainer
+
+    pixels, ids, labels = batch()
+    trainer = NanoVLMTrainer(create_nanovlm_222m(image_token_id=IMAGE_ID))
+    return lambda: trainer.train_step(({"images": pixels, "text_tokens": ids}, labels))
+
+
+def peer_step():
+    """Return a function that does one step of SmolVLM in PyTorch eager."""
+    import torch
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+
+    config = SmolVLMConfig(
+        image_token_id=IMAGE_ID,
+        tie_word_embeddings=True,
+        scale_factor=2,
+        vision_config={
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "image_size": IMAGE_SIZE,
+            "patch_size": 16,
+        },
+        text_config={
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": VOCABULARY,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+    )
+    model = SmolVLMForConditionalGeneration(config).train()
+    count = sum(p.numel() for p in model.parameters())
+    assert count == 222_081_600, count
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    pixels, ids, labels = batch()
+    inputs = {
+        "pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, None].contiguous(),
+        "input_ids": torch.from_numpy(ids).long(),
+        "attention_mask": torch.ones(ids.shape, dtype=torch.long),
+        "labels": torch.from_numpy(labels).long(),
+    }
+
+    def step():
+        loss = model(**inputs).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def main() -> None:
+    """Measure every backend asked for, or act as one of the two processes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", choices=["jax", "tensorflow", "torch"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--role", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:
+        step = our_step() if options.role == "ours" else peer_step()
+        print(json.dumps(measure(step, options.rounds)))
+        return
+    figures = []
+    for backend in [options.backend] if options.backend else ["jax", "tensorflow", "torch"]:
+        peer, ours = (run_child(__file__, r, backend, options.rounds) for r in ("peer", "ours"))
+        for name, key, unit in (
+            ("train_step", "median", "s"),
+            ("first_step", "first", "s"),
+            ("peak_memory", "peak_mb", "MB"),
+        ):
+            figures.append(figure(name, backend, ours[key], peer[key], unit))
+    print_report(figures)
+
+
+if __name__ == "__main__":
+    main()
