@@ -26,7 +26,8 @@ def train(context: typer.Context):
     """Train a model; see `train_command`."""
     from dl_techniques.training.recipes import get_recipe
 
-    train_command(context.args, get_recipe)
+    # Within typer, which would end a ctrl-C without its message.
+    run_command(lambda: train_command(context.args, get_recipe))
 
 
 @app.command()
@@ -60,7 +61,7 @@ def info(
     import keras
 
     from dl_techniques import __version__
-    from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS, analyze_model_size, create_nanovlm
+    from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS, analyze_model_size
 
     if target is None:
         typer.echo(f"dl_techniques {__version__}, keras {keras.__version__}")
@@ -68,20 +69,19 @@ def info(
         for name, config in NANOVLM_CONFIGS.items():
             typer.echo(f"{name:18s} {config['total_params']:>13,} parameters")
         return
-    if target in NANOVLM_CONFIGS:
-        model = create_nanovlm(target)
-    else:
+    if target not in NANOVLM_CONFIGS:
         from dl_techniques.training.run import load_checkpoint
 
-        model, _ = load_checkpoint(target)
-    typer.echo(str(analyze_model_size(model)))
+        target, _ = load_checkpoint(target)
+    typer.echo(str(analyze_model_size(target)))
 
 
 def train_command(arguments: list[str], get_config) -> None:
     """Train with flags: `--recipe NAME`, `--resume`, and `--KEY VALUE` for any setting.
 
     Args:
-        arguments: The command line; values are JSON where they read as JSON, else text.
+        arguments: The command line; `--KEY=VALUE` will do too. Values are JSON where they read as
+            JSON and the setting is no text by default; else text.
         get_config: Recipe name -> settings.
 
     Raises:
@@ -94,28 +94,35 @@ def train_command(arguments: list[str], get_config) -> None:
     wrong = sorted(set(changes) - set(config))
     if wrong:
         raise ValueError(f"Unknown settings {wrong}; there are: {', '.join(config)}.")
-    run_training({**config, **changes}, resume)
+    for key, text in changes.items():
+        config[key] = text if isinstance(config[key], str) else _json_or_text(text)
+    run_training(config, resume)
 
 
 def _read_flags(arguments):
+    """Return recipe, resume and the texts of the other flags."""
     recipe, resume, changes, rest = "default", False, {}, list(arguments)
     while rest:
-        flag = rest.pop(0)
-        key = flag.removeprefix("--").replace("-", "_")
-        if flag == "--resume":
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag == "--resume" and not equals:
             resume = True
             continue
-        if not flag.startswith("--") or not rest:
+        if not flag.startswith("--") or not (equals or rest):
             raise ValueError(f"Expected --KEY VALUE, got {flag!r}.")
-        value = rest.pop(0)
+        key = flag.removeprefix("--").replace("-", "_")
+        value = value if equals else rest.pop(0)
         if key == "recipe":
             recipe = value
-            continue
-        try:
-            changes[key] = json.loads(value)
-        except json.JSONDecodeError:
+        else:
             changes[key] = value
     return recipe, resume, changes
+
+
+def _json_or_text(text):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def run_command(command) -> None:

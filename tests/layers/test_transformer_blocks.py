@@ -70,7 +70,8 @@ def test_siglip_is_base_sized_by_default():
 
 
 def test_mlp_widths_are_rounded():
-    # so400m: 1152 * (4304 / 1152) falls short of 4304 in floating point.
+    assert 22 * (30 / 22) < 30
+    assert VisionTransformer(14, 14, 22, 1, 2, mlp_ratio=30 / 22).blocks[0].mlp_dim == 30
     assert VisionTransformer(14, 14, 1152, 1, 16, mlp_ratio=4304 / 1152).blocks[0].mlp_dim == 4304
 
 

@@ -1,5 +1,6 @@
 """Greedy generation with a cache gives what recomputing everything gives."""
 
+import keras
 import numpy as np
 import pytest
 from tiny_models import (
@@ -10,6 +11,7 @@ from tiny_models import (
     mixed_batch,
     random_ids,
     row_alone,
+    run,
     text_batch,
     tiny_nanovlm,
 )
@@ -111,3 +113,24 @@ def test_refused_prompts(models):
         model.generate(ids, 1, pad_token_id=IMAGE_ID)
     with pytest.raises(ValueError, match=r"24 prompt positions \+ max_new_tokens=41"):
         models["prefix"].generate(text_batch(), 41)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"])
+def test_low_precision(policy, models):
+    model, prompts = tiny_nanovlm(bidirectional_images=True, dtype=policy), mixed_batch()
+    exact = logits(models["placeholder"], prompts)
+    kinds = []
+
+    def call(batch):
+        out = model(batch)
+        kinds.append(keras.backend.standardize_dtype(out.dtype))
+        return out
+
+    rough = run(call, prompts)
+    assert kinds == [model.compute_dtype]
+    assert np.abs(rough - exact).max() <= (0.15 if "bfloat16" in policy else 0.02)
+    # With a cache in half precision, the likeliest ids stay close to the likeliest.
+    chosen = model.generate(prompts, 1)[:, 0]
+    ends = prompts["attention_mask"].sum(axis=1) - 1
+    last = exact[np.arange(3), ends, :IMAGE_ID]
+    assert (last[np.arange(3), chosen] >= last.max(axis=-1) - 0.3).all()

@@ -8,6 +8,7 @@ import numpy as np
 
 from dl_techniques.datasets.samples import question_ids
 from dl_techniques.preprocessing.chat_template import decode_answer
+from dl_techniques.preprocessing.messages import message_parts
 
 PROMPT_BUCKET = 16
 
@@ -25,7 +26,7 @@ class AnsweredQuestion:
 
     @property
     def correct(self) -> bool:
-        """Whether the answer equals a reference, ignoring case and outer blanks."""
+        """Whether the answer equals a reference, ignoring case and the width of blanks."""
         return _canonical(self.answer) in {_canonical(r) for r in self.references}
 
 
@@ -42,10 +43,12 @@ def answer_questions(
     Args:
         model: A `VisionLanguageModel`.
         processor: Its `VQADataProcessor`.
-        samples: Rows with `images` and `messages` (see `samples.make_sample`).
+        samples: Rows with `images` and `messages` (see `samples.make_sample`), every question with
+            its answer.
         batch_size: Questions per batch.
         max_new_tokens: The longest answer, in tokens.
-        blank_images: Show mid-grey pictures instead: what the model answers without seeing.
+        blank_images: Show blank pictures (0 after normalisation: mid-grey for [-1, 1]) instead:
+            what the model answers without seeing.
     """
     questions = [question for sample in samples for question in _questions(sample)]
     stop_ids = processor.template.stop_ids(processor.tokenizer)
@@ -69,7 +72,7 @@ def prompt_batch(
         processor: A `VQADataProcessor`.
         questions: Dicts with `question` and `images`.
         batch_size: Rows of the result; default: as many as questions.
-        blank_images: Replace pictures by mid-grey.
+        blank_images: Replace pictures by zeros.
     """
     prompts = [
         processor.process(
@@ -110,24 +113,34 @@ def exact_match(answered: list[AnsweredQuestion]) -> dict[str, tuple[float, int]
     return {k: (sum(a.correct for a in g) / len(g), len(g)) for k, g in groups.items()}
 
 
+def message_text(message: dict) -> str:
+    """Return the text of a message, whose content may be a list of parts."""
+    return "".join(value for kind, value in message_parts(message, "a message") if kind == "text")
+
+
 def _questions(sample: dict) -> list[dict]:
     messages = sample["messages"]
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     kinds = sample.get("kinds") or ["question"] * len(users)
-    answers = [[messages[i + 1]["content"]] for i in users]
+    answers = [[message_text(messages[i + 1])] for i in users]
     references = sample.get("references") or answers
     return [
         {
             "id": name,
             "kind": kind,
-            "images": sample["images"],
-            "question": messages[i]["content"],
+            "images": sample["images"] or _images(messages[: i + 1]),
+            "question": message_text(messages[i]),
             "references": accepted,
         }
         for name, kind, i, accepted in zip(
             question_ids(sample), kinds, users, references, strict=True
         )
     ]
+
+
+def _images(messages: list[dict]) -> list[Any]:
+    parts = [part for message in messages for part in message_parts(message, "a message")]
+    return [value for kind, value in parts if kind == "image"]
 
 
 def _canonical(text: str) -> str:

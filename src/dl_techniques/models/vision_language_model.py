@@ -168,30 +168,32 @@ class VisionLanguageModel(keras.Model):
         with token_weight(self.optimizer, supervised_token_count(labels)):
             return super().train_step(*args)
 
-    def fit(self, x=None, y=None, validation_data=None, **kwargs):
+    def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
         """Train as `keras.Model.fit` does, every batch checked first."""
-        x = checked_data(self.batch_checks, x, y)
         if isinstance(validation_data, tuple):
-            checked_data(self.batch_checks, *validation_data[:2])
+            self.batch_checks.check(*validation_data[:2])
         elif validation_data is not None:
             validation_data = checked_data(self.batch_checks, validation_data)
-        return super().fit(x, y, validation_data=validation_data, **kwargs)
+        x = checked_data(self.batch_checks, x, y)
+        return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
 
-    def evaluate(self, x=None, y=None, **kwargs):
+    def evaluate(self, x=None, y=None, *args, **kwargs):
         """Evaluate as `keras.Model.evaluate` does, every batch checked first."""
-        return super().evaluate(checked_data(self.batch_checks, x, y), y, **kwargs)
+        return super().evaluate(checked_data(self.batch_checks, x, y), y, *args, **kwargs)
 
-    def predict(self, x, **kwargs):
+    def predict(self, x, *args, **kwargs):
         """Predict as `keras.Model.predict` does, every batch checked first."""
-        return super().predict(checked_data(self.batch_checks, x), **kwargs)
+        return super().predict(checked_data(self.batch_checks, x), *args, **kwargs)
 
-    def train_on_batch(self, x, y=None, **kwargs):
+    def train_on_batch(self, x, y=None, *args, **kwargs):
         """Train as `keras.Model.train_on_batch` does, the batch checked first."""
-        return super().train_on_batch(checked_data(self.batch_checks, x, y), y, **kwargs)
+        self.batch_checks.check(x, y)
+        return super().train_on_batch(x, y, *args, **kwargs)
 
-    def test_on_batch(self, x, y=None, **kwargs):
+    def test_on_batch(self, x, y=None, *args, **kwargs):
         """Test as `keras.Model.test_on_batch` does, the batch checked first."""
-        return super().test_on_batch(checked_data(self.batch_checks, x, y), y, **kwargs)
+        self.batch_checks.check(x, y)
+        return super().test_on_batch(x, y, *args, **kwargs)
 
     def generate(self, inputs, max_new_tokens: int, stop_ids=(), pad_token_id: int = 0):
         """Return int32[B, max_new_tokens]: greedy continuations of the prompts.

@@ -19,10 +19,12 @@ class GradientAccumulationTrainer:
             component.
 
     Raises:
-        ValueError: for an optimizer that applies by itself.
+        ValueError: for an optimizer that applies by itself, or fewer steps than 1.
     """
 
     def __init__(self, model, loss_fn=None, accumulation_steps: int = 4, optimizer=None):
+        if accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps={accumulation_steps} must be at least 1.")
         optimizer = optimizer or default_optimizer(model, accumulation_steps=None)
         if getattr(optimizer, "accumulation_steps", 1) is not None:
             raise ValueError(

@@ -43,6 +43,41 @@ def default_config() -> dict:
     }
 
 
+# What these may be besides None.
+_OPTIONAL = {
+    "vision_config": dict,
+    "language_config": dict,
+    "projection_config": dict,
+    "tokenizer": str,
+    "max_turns": int,
+    "clipnorm": float,
+}
+
+
+def check_config(config: dict) -> None:
+    """Refuse settings that no run can have; models and optimizers check their own.
+
+    Raises:
+        ValueError: for unknown or missing settings, or values of a wrong type or below 1.
+    """
+    defaults = default_config()
+    unknown, missing = sorted(set(config) - set(defaults)), sorted(set(defaults) - set(config))
+    if unknown or missing:
+        raise ValueError(
+            f"Unknown settings {unknown}, missing settings {missing}: there are "
+            f"{', '.join(defaults)}."
+        )
+    for key, default in defaults.items():
+        value, kind = config[key], _OPTIONAL.get(key, type(default))
+        if value is None and key in _OPTIONAL:
+            continue
+        accepted = (float, int) if kind is float else kind
+        if isinstance(value, bool) or not isinstance(value, accepted):
+            raise ValueError(f"{key} must be of type {kind.__name__}, got {value!r}.")
+        if kind is int and key != "seed" and value < 1:
+            raise ValueError(f"{key} must be at least 1, got {value}.")
+
+
 def _small_model(img_size, patch_size, width, vision_depth, language_depth, scale_factor, dropout):
     return {
         "model": "custom",

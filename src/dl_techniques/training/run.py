@@ -10,13 +10,18 @@ from dl_techniques.datasets.readers import read_samples
 from dl_techniques.datasets.samples import group_by_image, split_by_image
 from dl_techniques.datasets.shapes import generate_shapes
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
-from dl_techniques.evaluation.question_answering import answer_questions, exact_match
+from dl_techniques.evaluation.question_answering import (
+    answer_questions,
+    exact_match,
+    message_text,
+)
 from dl_techniques.losses.nanovlm_loss import NanoVLMLoss
-from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS, NanoVLM, create_nanovlm
+from dl_techniques.models.model_size import without_weights
+from dl_techniques.models.nano_vlm import NanoVLM, create_nanovlm
 from dl_techniques.optimization import learning_rate_schedule_builder, optimizer_builder
 from dl_techniques.preprocessing.images import load_image
 from dl_techniques.preprocessing.tokenizer import SentencePieceTokenizer, load_tokenizer
-from dl_techniques.training.recipes import default_config
+from dl_techniques.training.recipes import check_config
 from dl_techniques.training.setup import COMPONENTS, component_optimizer
 from dl_techniques.training.trainer import NanoVLMTrainer
 from dl_techniques.utils.logger import logger
@@ -45,22 +50,26 @@ def run_training(config: dict, resume: bool = False) -> dict:
     Raises:
         ValueError: for unknown or contradicting settings, before anything is computed.
     """
-    unknown = set(config) - set(default_config())
-    if unknown:
-        raise ValueError(f"Unknown settings {sorted(unknown)}: see recipes.default_config().")
-    keras.utils.set_random_seed(config["seed"])
+    check_config(config)
+    skeleton = without_weights(lambda: _make_model(config))
+    _make_optimizer(config, batches=1)
+    augment = _augmentation(config["augment"])
     keras.config.set_dtype_policy(_precision(config["precision"]))
+    keras.utils.set_random_seed(config["seed"])
     folder = Path(config["output_dir"])
     train, held_out = load_data(config)
-    processor = _make_processor(config, train)
-    model = _make_model(config, processor)
+    processor = _make_processor(config, train, skeleton)
+    held_out = _usable(processor, held_out)
+    model = _make_model(
+        config, vocab_size=processor.vocab_size, image_token_id=processor.image_token_id
+    )
     dataset = processor.create_dataset(
         train,
         config["batch_size"],
         seed=config["seed"],
         max_turns=config["max_turns"],
         shuffle_turns=config["data"] != "shapes",  # Those are made to be asked in their order.
-        augment=compose(*(AUGMENTATIONS[name]() for name in config["augment"])),
+        augment=augment,
     )
     trainer = NanoVLMTrainer(
         model,
@@ -68,9 +77,8 @@ def run_training(config: dict, resume: bool = False) -> dict:
         _make_optimizer(config, config["epochs"] * len(dataset)),
         folder,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    processor.save(folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    if not resume:  # A run that cannot be resumed must leave the folder as it was.
+        _save_settings(folder, processor, config)
     logger.info("%s parameters, %s", f"{model.count_params():,}", dataset.report)
     trainer.fit(
         dataset,
@@ -79,7 +87,14 @@ def run_training(config: dict, resume: bool = False) -> dict:
         save_every_epochs=config["save_every_epochs"],
         resume=resume,
     )
+    if resume:
+        _save_settings(folder, processor, config)
     return _evaluate(model, processor, held_out, folder)
+
+
+def _save_settings(folder, processor, config):
+    processor.save(folder)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
 
 
 def load_checkpoint(folder: str | Path) -> tuple[NanoVLM, VQADataProcessor]:
@@ -95,16 +110,25 @@ def load_checkpoint(folder: str | Path) -> tuple[NanoVLM, VQADataProcessor]:
 
 
 def load_data(config: dict) -> tuple[list, list]:
-    """Return (training samples, held-out samples), disjoint in their pictures."""
+    """Return (training samples, held-out samples), disjoint in their pictures.
+
+    Raises:
+        ValueError: if the data cannot be read, or one side would be empty.
+    """
     if config["data"] == "shapes":
         size, seed = config["picture_size"], config["seed"]
-        count = config["held_out_questions"] // 4
+        count = -(-config["held_out_questions"] // 4)
         return (
             generate_shapes("train", config["pictures"], seed, size),
             _first_questions(generate_shapes("heldout", count, seed, size), config),
         )
     samples = group_by_image(read_samples(config["data"]))
     train, held_out = split_by_image(samples, config["held_out_share"], config["seed"])
+    if not train or not held_out:
+        raise ValueError(
+            f"held_out_share={config['held_out_share']} splits the {len(samples)} pictures into "
+            f"{len(train)} for training and {len(held_out)} held out; both must have some."
+        )
     return train, _first_questions(held_out, config)
 
 
@@ -119,6 +143,20 @@ def _first_questions(samples, config):
     return chosen
 
 
+def _usable(processor, samples):
+    """Return the samples that can be asked; the data set counts, names and limits the others."""
+    bad = processor.create_dataset(samples, shuffle=False).report.items
+    names = {item.sample_id for item in bad}
+    return [sample for sample in samples if sample["id"] not in names]
+
+
+def _augmentation(names):
+    unknown = sorted(set(names) - set(AUGMENTATIONS))
+    if unknown:
+        raise ValueError(f"Unknown augment {unknown}: choose from {sorted(AUGMENTATIONS)}.")
+    return compose(*(AUGMENTATIONS[name]() for name in names))
+
+
 def _precision(name):
     if name != "auto":
         return name
@@ -126,45 +164,32 @@ def _precision(name):
     return "mixed_float16" if on_gpu else "float32"
 
 
-def _make_processor(config, train):
+def _make_processor(config, train, model):
     if config["tokenizer"] is not None:
         tokenizer = load_tokenizer(config["tokenizer"])
         tokenizer.add_special_tokens([IMAGE_TOKEN])
     else:
-        texts = [message["content"] for sample in train for message in sample["messages"]]
+        texts = [message_text(message) for sample in train for message in sample["messages"]]
         frame = [f"Question: {text} Answer: {text}" for text in texts]
         tokenizer = SentencePieceTokenizer.train(
             frame, config["vocab_size"], special_tokens=[IMAGE_TOKEN]
         )
-    vision, projection = (_model_config(config)[k] for k in ("vision_config", "projection_config"))
-    side = vision["img_size"] // vision["patch_size"] // projection["scale_factor"]
     return VQADataProcessor(
-        vision["img_size"],
+        model.vision_encoder.img_size,
         config["max_text_length"],
         tokenizer=tokenizer,
         image_token_id=tokenizer.token_to_id(IMAGE_TOKEN),
-        tokens_per_image=side * side,
+        tokens_per_image=model.tokens_per_image,
     )
 
 
-def _model_config(config):
-    if config["model"] == "custom":
-        return {k: config[k] for k in ("vision_config", "language_config", "projection_config")}
-    if config["model"] not in NANOVLM_CONFIGS:
-        raise ValueError(
-            f"model={config['model']!r} must be 'custom' or one of {sorted(NANOVLM_CONFIGS)}."
-        )
-    return NANOVLM_CONFIGS[config["model"]]
-
-
-def _make_model(config, processor):
-    vocabulary = {
-        "vocab_size": processor.vocab_size,
-        "image_token_id": processor.image_token_id,
-    }
-    if config["model"] == "custom":
-        return NanoVLM(**_model_config(config), **vocabulary)
-    return create_nanovlm(config["model"], **vocabulary)
+def _make_model(config, **vocabulary):
+    if config["model"] != "custom":
+        return create_nanovlm(config["model"], **vocabulary)
+    parts = {k: config[k] for k in ("vision_config", "language_config", "projection_config")}
+    if None in parts.values():
+        raise ValueError(f"model='custom' needs a dict for each of {sorted(parts)}.")
+    return NanoVLM(**parts, **vocabulary)
 
 
 def _make_optimizer(config, batches):
@@ -196,7 +221,7 @@ def _make_optimizer(config, batches):
 
 def _evaluate(model, processor, held_out, folder):
     longest = max(
-        len(processor.tokenizer.encode(" " + message["content"]))
+        len(processor.tokenizer.encode(" " + message_text(message)))
         for sample in held_out
         for message in sample["messages"]
         if message["role"] == "assistant"
@@ -220,5 +245,7 @@ def _evaluate(model, processor, held_out, folder):
     contact_sheet(shown, folder / "contact_sheet.png")
     (folder / "pictures").mkdir(exist_ok=True)
     for i, item in enumerate(shown):
+        if not item.images:
+            continue
         load_image(item.images[0]).save(folder / "pictures" / f"{i:02d}.png")
     return results

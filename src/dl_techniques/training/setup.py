@@ -63,9 +63,12 @@ def component_optimizer(
 
 
 def default_optimizer(model, accumulation_steps: int | None = 1) -> ComponentOptimizer:
-    """Return the component optimizer with the rates of `setup_different_learning_rates`."""
+    """Return the component optimizer with the rates of `setup_different_learning_rates`.
+
+    Frozen components (`trainable = False`) have none.
+    """
     setup = setup_different_learning_rates(model)
     return component_optimizer(
-        {name: setup[f"{name}_optimizer"] for name in COMPONENTS},
+        {name: setup[f"{name}_optimizer"] for name in COMPONENTS if setup[f"{name}_params"]},
         accumulation_steps=accumulation_steps,
     )

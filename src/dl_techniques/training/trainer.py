@@ -1,5 +1,6 @@
 """NanoVLMTrainer: a training loop that can be stopped and goes on as if it had not been."""
 
+import hashlib
 import math
 import signal
 import threading
@@ -16,7 +17,11 @@ from dl_techniques.losses.nanovlm_loss import NanoVLMLoss
 from dl_techniques.training.history import write_history
 from dl_techniques.training.progress import ProgressReport
 from dl_techniques.training.setup import default_optimizer
-from dl_techniques.training.training_state import load_training_state, save_training_state
+from dl_techniques.training.training_state import (
+    load_training_state,
+    save_model,
+    save_training_state,
+)
 
 
 class NanoVLMTrainer:
@@ -85,7 +90,7 @@ class NanoVLMTrainer:
 
         Args:
             dataset: A `VQADataset`, or any indexable data set of batches with `set_epoch`.
-            epochs: Passes over the data, all in all.
+            epochs: Passes over the data, all in all. A new run has a new `history`.
             validation_data: Batches to evaluate on after every epoch.
             log_every: Steps between lines where there is no terminal.
             save_every_epochs: Epochs between `nanovlm_checkpoint_epoch_{n}.keras` files; the state
@@ -98,29 +103,48 @@ class NanoVLMTrainer:
 
         Raises:
             FloatingPointError: if the loss is not finite.
-            ValueError: if there is nothing to resume, or it belongs to another run.
+            KeyboardInterrupt: after the step, and the saving, that ctrl-C did not interrupt.
+            ValueError: if a number is below 1, there is nothing to resume, or it belongs to
+                another run.
         """
+        if min(epochs, log_every, save_every_epochs) < 1:
+            raise ValueError(
+                f"epochs={epochs}, log_every={log_every} and save_every_epochs="
+                f"{save_every_epochs} must be at least 1."
+            )
+        data = {"steps_per_epoch": len(dataset), "first_batch": _first_batch_digest(dataset)}
         total = epochs * len(dataset)
-        done = self._resumed_step(dataset) if resume else 0
+        done = self._resumed_step(data) if resume else self._new_run()
         report = ProgressReport(total, done, log_every)
         with report, _stop_on_interrupt() as stop, ThreadPoolExecutor(1) as pool:
             for epoch in range(done // len(dataset), epochs):
                 dataset.set_epoch(epoch)
-                finished = self._epoch(dataset, epoch, done % len(dataset), pool, stop, report)
+                self._epoch(dataset, epoch, done % len(dataset), pool, stop, report)
                 done = self._step_count()
-                if not finished:
-                    self._save(len(dataset))
+                name = None
+                if done == (epoch + 1) * len(dataset):
+                    self._end_epoch(epoch, validation_data, report)
+                    if (epoch + 1) % save_every_epochs == 0:
+                        name = f"nanovlm_checkpoint_epoch_{epoch + 1}.keras"
+                stopped = stop.is_set()
+                if name or stopped:
+                    self._save(data, name)
+                if stopped:
                     raise KeyboardInterrupt(
                         f"Stopped after step {done} of {total}; resume to go on."
                     )
-                self._end_epoch(epoch, validation_data, report)
-                if (epoch + 1) % save_every_epochs == 0:
-                    self._save(len(dataset), f"nanovlm_checkpoint_epoch_{epoch + 1}.keras")
-        self._save(len(dataset), "nanovlm_final.keras")
+        self._save(data, "nanovlm_final.keras")
         return self.history
 
+    def _new_run(self):
+        """Forget an earlier run's records; return the number of steps done: none."""
+        self.history = {"steps": [], "epochs": []}
+        for metric in (self.train_loss, self.train_accuracy):
+            metric.reset_state()
+        return 0
+
     def _epoch(self, dataset, epoch, start, pool, stop, report):
-        """Run the rest of one epoch; return whether it came to its end."""
+        """Run the rest of one epoch, or up to the step during which `stop` is set."""
         upcoming = pool.submit(dataset.__getitem__, start)
         for i in range(start, len(dataset)):
             began = time.perf_counter()
@@ -143,8 +167,7 @@ class NanoVLMTrainer:
             self.history["steps"].append(row)
             report.step(row)
             if stop.is_set():
-                return False
-        return True
+                return
 
     def _end_epoch(self, epoch, validation_data, report):
         row = {"epoch": epoch + 1, "step": self._step_count()}
@@ -160,17 +183,14 @@ class NanoVLMTrainer:
     def _step_count(self):
         return self.history["steps"][-1]["step"] if self.history["steps"] else 0
 
-    def _resumed_step(self, dataset):
+    def _resumed_step(self, data):
         if self.output_dir is None:
             raise ValueError("resume=True needs the trainer's output_dir.")
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
-        progress = load_training_state(self.output_dir, self.model)
-        if progress["steps_per_epoch"] != len(dataset):
-            raise ValueError(
-                f"The run to resume has {progress['steps_per_epoch']} steps per epoch, this data "
-                f"set has {len(dataset)}: give the same data and batch size."
-            )
+        progress = load_training_state(
+            self.output_dir, self.model, lambda saved: _check_same_data(saved.get("data"), data)
+        )
         self.history = progress["history"]
         for name, values in progress["metrics"].items():
             metric = getattr(self, name)
@@ -178,7 +198,7 @@ class NanoVLMTrainer:
                 variable.assign(value)
         return self._step_count()
 
-    def _save(self, steps_per_epoch, model_file=None):
+    def _save(self, data, model_file=None):
         if self.output_dir is None:
             return
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -187,14 +207,29 @@ class NanoVLMTrainer:
             for metric in (self.train_loss, self.train_accuracy)
         }
         progress = {
-            "steps_per_epoch": steps_per_epoch,
+            "data": data,
             "history": self.history,
             "metrics": metrics,
         }
         save_training_state(self.output_dir, self.model, progress)
         write_history(self.output_dir, self.history)
         if model_file is not None:
-            self.model.save(self.output_dir / model_file, include_optimizer=False)
+            save_model(self.model, self.output_dir / model_file)
+
+
+def _first_batch_digest(dataset):
+    """Return what tells this data, order and batch size from others: a hash of some labels."""
+    dataset.set_epoch(0)
+    labels = np.ascontiguousarray(dataset[0][1])
+    return hashlib.blake2b(repr(labels.shape).encode() + labels.tobytes()).hexdigest()[:32]
+
+
+def _check_same_data(saved, data):
+    if saved != data:
+        raise ValueError(
+            f"The run to resume was on other data: {saved}, this is {data}. Give the same data, "
+            "batch size and seed."
+        )
 
 
 def supervised_tokens(labels, ignore_index: int = -100) -> int:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -16,10 +18,38 @@ def _named_variables(model) -> dict:
     """Return every variable that a step changes: weights, random states, optimizer."""
     groups = {"model": model.variables, "optimizer": model.optimizer.variables}
     return {
-        f"{group}/{i:05d}/{variable.path}": variable
+        f"{group}/{i:05d}/{_unnumbered(variable.path)}": variable
         for group, variables in groups.items()
         for i, variable in enumerate(variables)
     }
+
+
+def _unnumbered(path):
+    """Drop the numbers that Keras gives the second optimizer or seed generator of a process."""
+    path = re.sub(r"seed_generator_\d+", "seed_generator", path)
+    return re.sub(r"^([a-z_]+?)_\d+/", r"\1/", path)
+
+
+def _generator_states():
+    """Return the state of PyTorch's own generators, from which Keras' dropout draws there."""
+    if keras.backend.backend() != "torch":
+        return {}
+    import torch
+
+    states = {"generator/cpu": torch.get_rng_state().numpy()}
+    if torch.cuda.is_available():
+        states["generator/cuda"] = torch.cuda.get_rng_state().numpy()
+    return states
+
+
+def _set_generator_states(states):
+    if not states:
+        return
+    import torch
+
+    torch.set_rng_state(torch.from_numpy(states["generator/cpu"]))
+    if "generator/cuda" in states:
+        torch.cuda.set_rng_state(torch.from_numpy(states["generator/cuda"]))
 
 
 def save_training_state(folder: str | Path, model, progress: dict) -> Path:
@@ -36,9 +66,11 @@ def save_training_state(folder: str | Path, model, progress: dict) -> Path:
     path = Path(folder) / FILE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
-        name: np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value))
+        # safetensors writes memory as it lies. (np.ascontiguousarray would give scalars an axis.)
+        name: np.asarray(keras.ops.convert_to_numpy(variable.value), order="C")
         for name, variable in _named_variables(model).items()
     }
+    arrays |= _generator_states()
     partial = path.with_suffix(".partial")
     try:
         save_file(arrays, partial, metadata={"progress": json.dumps(progress)})
@@ -49,12 +81,36 @@ def save_training_state(folder: str | Path, model, progress: dict) -> Path:
     return path
 
 
-def load_training_state(folder: str | Path, model) -> dict:
-    """Put the saved values into the model and its optimizer; return the saved progress.
+def save_model(model, path: Path) -> None:
+    """Write a `.keras` file without the optimizer, whose state is three times as large.
 
     Raises:
-        ValueError: if there is no such file, it is damaged, or it belongs to another model or
-            optimizer. Nothing is changed then.
+        OSError: if it cannot be written; an older file is then untouched.
+    """
+    partial = path.with_suffix(".partial.keras")
+    # Keras' own argument for it, include_optimizer, has no effect on this format.
+    optimizer, model.optimizer, model.compiled = model.optimizer, None, False
+    try:
+        model.save(partial)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    finally:
+        model.optimizer, model.compiled = optimizer, True
+
+
+def load_training_state(folder: str | Path, model, check: Callable[[dict], None]) -> dict:
+    """Put the saved values into the model and its optimizer; return the saved progress.
+
+    Args:
+        folder: Where `save_training_state` wrote.
+        model: A compiled model with a built optimizer.
+        check: Is called with the progress and raises ValueError if it is not what is expected.
+
+    Raises:
+        ValueError: if there is no such file, it is damaged, or it belongs to another model,
+            optimizer or backend, or `check` says so. Nothing is changed then.
     """
     path = Path(folder) / FILE_NAME
     if not path.is_file():
@@ -67,16 +123,18 @@ def load_training_state(folder: str | Path, model) -> dict:
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+    expected = {k: tuple(v.shape) for k, v in (variables | _generator_states()).items()}
     if shapes != expected:
         differing = sorted(
             name for name in shapes.keys() | expected if shapes.get(name) != expected.get(name)
         )
         raise ValueError(
-            f"{path} was written for another model or optimizer: {len(differing)} variables "
+            f"{path} was written for another model, optimizer or backend: {len(differing)} arrays "
             f"differ, first {differing[0]}: file {shapes.get(differing[0])}, "
             f"model {expected.get(differing[0])}."
         )
+    check(progress)
     for name, variable in variables.items():
-        variable.assign(arrays[name])
+        variable.assign(arrays.pop(name))
+    _set_generator_states(arrays)
     return progress

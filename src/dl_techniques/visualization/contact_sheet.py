@@ -16,7 +16,7 @@ def contact_sheet(
     """Write a PNG of the given questions, right answers in green and wrong ones in red.
 
     Args:
-        answered: What to show, one cell each, the first image of each.
+        answered: What to show, one cell each, with its first image if it has one.
         path: The file.
         columns: Cells per row.
         picture_size: Side in pixels to which pictures are scaled.
@@ -28,14 +28,11 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for i, item in enumerate(answered):
         left, top = i % columns * width + 12, i // columns * height + 12
-        picture = load_image(item.images[0])
-        picture.thumbnail((picture_size, picture_size))
-        scale = picture_size // max(picture.size)
-        if scale > 1:
-            size = (picture.width * scale, picture.height * scale)
-            picture = picture.resize(size, Image.Resampling.NEAREST)
-        sheet.paste(picture, (left, top))
-        draw.rectangle((left, top, left + picture.width, top + picture.height), outline="lightgrey")
+        if item.images:
+            picture = _fitted(load_image(item.images[0]), picture_size)
+            sheet.paste(picture, (left, top))
+            right, bottom = left + picture.width, top + picture.height
+            draw.rectangle((left, top, right, bottom), outline="lightgrey")
         lines = _wrapped(item.question, font, picture_size)[:3]
         y = top + picture_size + 4
         for line in lines:
@@ -45,6 +42,17 @@ def contact_sheet(
         line = _wrapped(text, font, picture_size)[0]
         draw.text((left, y), line, font=font, fill=RIGHT if item.correct else WRONG)
     sheet.save(path)
+
+
+def _fitted(picture: Image.Image, size: int) -> Image.Image:
+    """Return a copy that fits the square: smoothly shrunk, or enlarged to whole blocks."""
+    scale = size // max(picture.size)
+    if scale > 1:
+        larger = (picture.width * scale, picture.height * scale)
+        return picture.resize(larger, Image.Resampling.NEAREST)
+    picture = picture.copy()  # The sample's own picture stays as it is.
+    picture.thumbnail((size, size))
+    return picture
 
 
 def _wrapped(text: str, font, width: int) -> list[str]:

@@ -1,0 +1,201 @@
+"""The command line: what it prints, and that mistakes are one line."""
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_models import IMAGE_SIZE, tiny_nanovlm
+
+from dl_techniques import __version__, cli
+from dl_techniques.datasets.vqa_dataset import VQADataProcessor
+from dl_techniques.evaluation.question_answering import answer_questions
+from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS
+from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
+from dl_techniques.training import run
+from dl_techniques.training.recipes import get_recipe
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Return arguments -> (exit code, stdout, stderr)."""
+    monkeypatch.setattr("logging.basicConfig", lambda **kwargs: None)
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["dl-techniques", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return end.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint folder and its model and processor."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = CharacterTokenizer(128)
+    image_id = tokenizer.add_special_tokens(["<|image|>"])[0]
+    processor = VQADataProcessor(
+        IMAGE_SIZE, 64, tokenizer=tokenizer, image_token_id=image_id, tokens_per_image=4
+    )
+    model = tiny_nanovlm(vocab_size=processor.vocab_size, image_token_id=image_id)
+    model.save(folder / "nanovlm_final.keras")
+    processor.save(folder)
+    return folder, model, processor
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), "uint8")
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def check_one_line_error(result, *parts):
+    code, out, err = result
+    assert (code, out) == (1, "")
+    (line,) = err.strip().splitlines()
+    assert line.startswith("Error: ")
+    for part in parts:
+        assert part in line
+
+
+def test_info_names_versions_and_models(command):
+    code, out, _ = command("info")
+    assert code == 0
+    assert f"dl_techniques {__version__}, keras {keras.__version__}" in out
+    assert f"backend {keras.backend.backend()}" in out
+    for name, config in NANOVLM_CONFIGS.items():
+        (line,) = [line for line in out.splitlines() if line.startswith(f"{name} ")]
+        assert f" {config['total_params']:,} parameters" in line
+
+
+def test_info_counts_the_parts_of_a_model(command, monkeypatch):
+    code, out, _ = command("info", "nanovlm_mini")
+    rows = {line.split()[0]: line.split() for line in out.splitlines()}
+    assert code == 0
+    counts = [int(rows[name][1].replace(",", "")) for name in list(rows)[1:]]
+    assert list(rows)[1:] == ["vision_encoder", "modality_projection", "language_decoder", "total"]
+    assert counts[-1] == sum(counts[:-1]) == NANOVLM_CONFIGS["nanovlm_mini"]["total_params"]
+
+
+def test_info_counts_the_parts_of_a_checkpoint(command, checkpoint):
+    folder, model, _ = checkpoint
+    code, out, _ = command("info", folder)
+    assert code == 0
+    assert f" {model.count_params():,} " in out.splitlines()[-1]
+
+
+def test_generate_prints_the_models_answer(command, checkpoint, picture):
+    folder, model, processor = checkpoint
+    sample = {"id": "x", "images": [picture], "messages": [{"role": "user", "content": "Why?"}]}
+    sample["messages"].append({"role": "assistant", "content": "?"})
+    for length in (5, 32):
+        (expected,) = answer_questions(model, processor, [sample], 1, length)
+        flags = [] if length == 32 else ["--max-new-tokens", length]
+        code, out, err = command("generate", folder, picture, "Why?", *flags)
+        assert (code, out, err) == (0, expected.answer + "\n", "")
+
+
+def test_generate_names_what_is_wrong(command, checkpoint, picture, tmp_path):
+    folder, *_ = checkpoint
+    missing = tmp_path / "no.png"
+    check_one_line_error(command("generate", folder, missing, "Why?"), str(missing))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:200])
+    check_one_line_error(command("generate", folder, broken, "Why?"), str(broken), "truncated")
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    check_one_line_error(command("generate", folder, text, "Why?"), str(text))
+    check_one_line_error(command("generate", folder, tmp_path, "Why?"), str(tmp_path))
+    nowhere = tmp_path / "nowhere"
+    expected = (str(nowhere), "no checkpoint folder")
+    check_one_line_error(command("generate", nowhere, picture, "Why?"), *expected)
+    check_one_line_error(command("info", "nanovlm_giga"), "nanovlm_giga is no checkpoint folder")
+    long = "Why? " * 20
+    check_one_line_error(command("generate", folder, picture, long), "max_text_length=64")
+
+
+def test_generate_refuses_damaged_checkpoints(command, checkpoint, picture, tmp_path):
+    folder, *_ = checkpoint
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    model = tmp_path / "nanovlm_final.keras"
+    model.write_bytes(model.read_bytes()[:1000])
+    check_one_line_error(command("generate", tmp_path, picture, "Why?"), "nanovlm_final.keras")
+    model.write_bytes((folder / model.name).read_bytes())
+    (tmp_path / "processor.json").unlink()
+    check_one_line_error(command("generate", tmp_path, picture, "Why?"), "processor.json")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The (config, resume) that `train` would run."""
+    calls = []
+    monkeypatch.setattr(run, "run_training", lambda *args: calls.append(args))
+    return calls
+
+
+def test_train_flags_change_the_recipe(command, trained):
+    flags = ["--recipe", "demo", "--epochs", "7", "--batch-size=4", "--resume"]
+    flags += ["--data", "2024", "--tokenizer", "some/folder", "--augment", '["flip"]']
+    flags += ["--learning_rates", '{"vision": 1e-3, "language": 2e-3, "projection": 3e-3}']
+    flags += ["--max_turns", "null", "--output_dir", "a=b"]
+    code, _, err = command("train", *flags)
+    assert (code, err) == (0, "")
+    changes = {
+        "epochs": 7,
+        "batch_size": 4,
+        "data": "2024",
+        "tokenizer": "some/folder",
+        "augment": ["flip"],
+        "learning_rates": {"vision": 1e-3, "language": 2e-3, "projection": 3e-3},
+        "max_turns": None,
+        "output_dir": "a=b",
+    }
+    assert trained == [({**get_recipe("demo"), **changes}, True)]
+
+
+def test_train_without_flags_is_the_default_recipe(command, trained):
+    assert command("train")[0] == 0
+    assert trained == [(get_recipe("default"), False)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epoch", "3"], "Unknown settings ['epoch']; there are: model,"),
+        (["epochs", "3"], "Expected --KEY VALUE, got 'epochs'"),
+        (["--epochs"], "Expected --KEY VALUE, got '--epochs'"),
+        (["--epochs", "3", "4"], "Expected --KEY VALUE, got '4'"),
+        (["--recipe", "dmeo"], "Unknown recipe 'dmeo': choose from"),
+    ],
+)
+def test_wrong_train_flags_are_refused(command, trained, flags, message):
+    check_one_line_error(command("train", *flags), message)
+    assert trained == []
+
+
+def test_wrong_settings_are_one_line_too(command, tmp_path):
+    flags = ["train", "--recipe", "demo", "--output_dir", tmp_path / "run"]
+    check_one_line_error(command(*flags, "--epochs", "many"), "epochs", "'many'")
+    check_one_line_error(command(*flags, "--data", tmp_path / "none"), str(tmp_path / "none"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(command, monkeypatch):
+    def stop(config, resume):
+        raise KeyboardInterrupt("Stopped after step 3 of 9; resume to go on.")
+
+    monkeypatch.setattr(run, "run_training", stop)
+    code, _, err = command("train", "--recipe", "demo")
+    assert (code, err) == (130, "Stopped after step 3 of 9; resume to go on.\n")
+
+
+def test_wrong_usage_shows_the_usage(command):
+    code, _, err = command("generate", "folder")
+    assert code == 2
+    assert "Usage:" in err and "image" in err

@@ -1,0 +1,237 @@
+"""A whole run from settings: what it refuses, what it writes, and on which data."""
+
+import base64
+import json
+
+import keras
+import numpy as np
+import pytest
+from micro_config import micro_config
+from PIL import Image
+
+from dl_techniques.datasets.shapes import generate_shapes
+from dl_techniques.evaluation.question_answering import answer_questions
+from dl_techniques.training import run
+from dl_techniques.training.recipes import RECIPES, check_config, get_recipe
+
+FILES = {
+    "config.json",
+    "contact_sheet.png",
+    "history.json",
+    "loss_curve.png",
+    "nanovlm_final.keras",
+    "pictures",
+    "processor.json",
+    "results.json",
+    "training_state.safetensors",
+}
+
+
+@pytest.fixture(autouse=True)
+def _policy():
+    before = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.fixture(scope="module")
+def shapes_run(tmp_path_factory):
+    """The folder of a run on generated shapes, what it returned, and what it evaluated."""
+    folder = tmp_path_factory.mktemp("runs") / "shapes"
+    evaluated = []
+    with pytest.MonkeyPatch.context() as patch:
+        evaluate = run._evaluate
+        patch.setattr(run, "_evaluate", lambda *args: evaluated.extend(args) or evaluate(*args))
+        return folder, run.run_training(micro_config(folder)), evaluated
+
+
+def test_a_run_writes_all_its_files(shapes_run):
+    folder, results, _ = shapes_run
+    names = {path.name for path in folder.iterdir()}
+    assert names >= FILES
+    assert names - FILES <= {"tokenizer.model", "tokenizer_config.json", "added_tokens.json"}
+    assert json.loads((folder / "config.json").read_text()) == micro_config(folder)
+    assert json.loads((folder / "results.json").read_text()) == results
+    history = json.loads((folder / "history.json").read_text())
+    assert [row["epoch"] for row in history["epochs"]] == [1]
+    for path in (folder / "contact_sheet.png", *sorted((folder / "pictures").iterdir())):
+        with Image.open(path) as picture:
+            picture.load()
+
+
+def test_results_count_every_held_out_question(shapes_run):
+    folder, results, _ = shapes_run
+    config = micro_config(folder)
+    _, held_out = run.load_data(config)
+    count = sum(len(sample["kinds"]) for sample in held_out)
+    assert 16 <= count < 16 + 6
+    assert results["all"]["questions"] == count
+    assert sum(row["questions"] for row in results.values()) == 2 * count
+    for row in results.values():
+        assert set(row) == {"exact_match", "blank_images", "questions"}
+        assert 0 <= row["exact_match"] <= 1 and 0 <= row["blank_images"] <= 1
+    assert len(list((folder / "pictures").iterdir())) == min(20, count)
+
+
+def test_a_loaded_checkpoint_answers_as_the_trained_model(shapes_run):
+    folder, _, (trained, processor, held_out, _) = shapes_run
+    model, loaded_processor = run.load_checkpoint(folder)
+    for expected, found in zip(trained.weights, model.weights, strict=True):
+        values = [keras.ops.convert_to_numpy(v.value) for v in (expected, found)]
+        np.testing.assert_array_equal(*values)
+    answers = [
+        [item.answer for item in answer_questions(*parts, held_out[:1], 4, 6)]
+        for parts in ((trained, processor), (model, loaded_processor))
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_a_run_can_be_resumed_after_its_end(shapes_run, tmp_path):
+    folder, *_ = shapes_run
+    with pytest.raises(ValueError, match="nothing to resume"):
+        run.run_training(micro_config(tmp_path / "none"), resume=True)
+    assert not (tmp_path / "none").exists()
+    before = (folder / "config.json").read_text()
+    with pytest.raises(ValueError, match="other data"):
+        run.run_training(micro_config(folder, batch_size=12), resume=True)
+    assert (folder / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": 1}, r"Unknown settings \['colour'\]"),
+        ({"model": "nanovlm_3b"}, "Unknown model 'nanovlm_3b': choose from .*nanovlm_mini"),
+        ({"vision_config": None}, "model='custom' needs a dict for each of"),
+        ({"projection_config": {"input_dim": 16, "output_dim": 24}}, "hidden_dim=16"),
+        ({"learning_rates": {"vision": 1e-3, "text": 1e-3}}, "learning_rates need the keys"),
+        ({"learning_rates": 1e-3}, "learning_rates must be of type dict"),
+        ({"optimizer": {"type": "adamwx"}}, "optimizer type 'adamwx'"),
+        ({"optimizer": {"type": "adamw", "beta": 0.9}}, r"Unknown keys \['beta'\]"),
+        ({"augment": ["rotate"]}, r"Unknown augment \['rotate'\]: choose from \['crop', 'flip'\]"),
+        ({"epochs": "three"}, "epochs must be of type int, got 'three'"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"held_out_questions": 0}, "held_out_questions must be at least 1"),
+        ({"batch_size": True}, "batch_size must be of type int, got True"),
+        ({"max_turns": "all"}, "max_turns must be of type int, got 'all'"),
+        ({"alpha": -1.0}, "'alpha' must be >= 0.0"),
+        ({"precision": "float12"}, "float12"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_computed(
+    changes, message, tmp_path, monkeypatch
+):
+    def never(config):
+        raise AssertionError("The data was read.")
+
+    monkeypatch.setattr(run, "load_data", never)
+    with pytest.raises(ValueError, match=message):
+        run.run_training(micro_config(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipes_are_complete_and_their_own(tmp_path):
+    for name in RECIPES:
+        check_config(get_recipe(name))
+    get_recipe("demo")["vision_config"]["depth"] = 99
+    assert get_recipe("demo")["vision_config"]["depth"] != 99
+    with pytest.raises(ValueError, match="Unknown recipe 'dem': choose from"):
+        get_recipe("dem")
+    incomplete = get_recipe("demo")
+    del incomplete["seed"]
+    with pytest.raises(ValueError, match=r"missing settings \['seed'\]"):
+        check_config(incomplete)
+
+
+def colour_picture(k):
+    return Image.new("RGB", (24, 24), [("red"), ("green"), ("blue")][k % 3]).resize((24, 20 + k))
+
+
+def write_jsonl(folder):
+    """Ten pictures: two questions about each, one of them with a choice of answers; one broken."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for k in range(10):
+        colour_picture(k).save(folder / "images" / f"{k}.png")
+        name = ("red", "green", "blue")[k % 3]
+        rows.append({"image": f"{k}.png", "question": "What colour is it?", "answer": name})
+        rows.append({"image": f"{k}.png", "question": "Is it red?", "answers": ["no", "never"]})
+    rows.append({"question": "Is there no picture?", "answer": "right", "id": "text-only"})
+    text = "\n".join(json.dumps(row) for row in rows)
+    (folder / "train.jsonl").write_text(text)
+    return folder
+
+
+def write_parquet(folder):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder.mkdir()
+    rows = []
+    for k in range(10):
+        colour_picture(k).save(folder / "one.png")
+        stored = {"bytes": (folder / "one.png").read_bytes(), "path": None}
+        texts = [{"user": "What colour is it?", "assistant": "blue", "source": "toy"}]
+        rows.append({"images": [stored], "texts": texts})
+    (folder / "one.png").unlink()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "part-0.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_runs_on_files(write, tmp_path):
+    data = write(tmp_path / "data")
+    config = micro_config(tmp_path / "run", data=str(data), held_out_share=0.4, batch_size=3)
+    results = run.run_training(config | {"augment": ["flip", "crop"]})
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= FILES
+    questions = {write_jsonl: (8, 9), write_parquet: (4,)}[write]
+    assert results["all"]["questions"] in questions
+    train, held_out = run.load_data(config)
+    hashes = [{_pixels(s["images"]) for s in side if s["images"]} for side in (train, held_out)]
+    assert len(hashes[0]) + len(hashes[1]) == 10
+    assert not hashes[0] & hashes[1]
+
+
+def _pixels(images):
+    return base64.b64encode(run.load_image(images[0]).tobytes())
+
+
+def test_bad_held_out_rows_are_found_before_the_training(tmp_path, monkeypatch):
+    data = write_jsonl(tmp_path / "data")
+    config = micro_config(tmp_path / "run", data=str(data), held_out_share=0.4)
+    _, held_out = run.load_data(config)
+    broken = next(sample for sample in held_out if sample["images"])
+    path = broken["images"][0]
+    with open(path, "rb+") as file:
+        file.truncate(60)
+    monkeypatch.setattr(run, "NanoVLMTrainer", None)
+    with pytest.raises(ValueError, match="(?s)more than max_bad_share.*truncated"):
+        run.run_training(config)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.04])
+def test_a_split_with_an_empty_side_is_refused(share, tmp_path):
+    data = write_jsonl(tmp_path / "data")
+    config = micro_config(tmp_path / "run", data=str(data), held_out_share=share)
+    with pytest.raises(ValueError, match=f"held_out_share={share} splits the 11 pictures"):
+        run.run_training(config)
+
+
+def test_automatic_precision_is_that_of_the_device(tmp_path):
+    on_cpu = all(device.startswith("cpu") for device in keras.distribution.list_devices())
+    assert run._precision("auto") == ("float32" if on_cpu else "mixed_float16")
+    assert run._precision("bfloat16") == "bfloat16"
+
+
+def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is no checkpoint folder: .*nanovlm_final.keras"):
+        run.load_checkpoint(tmp_path)
+
+
+def test_shapes_are_asked_in_full(tmp_path):
+    config = micro_config(tmp_path, held_out_questions=40)
+    _, held_out = run.load_data(config)
+    pictures = generate_shapes("heldout", 10, config["seed"], config["picture_size"])
+    assert sum(len(sample["kinds"]) for sample in held_out) >= 40
+    assert [sample["id"] for sample in held_out] == [
+        pictures[i]["id"] for i in range(len(held_out))
+    ]
