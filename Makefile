@@ -4,9 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# glibc gives the memory of every training step back to the system, which costs a third of it.
-export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=268435456
-
 .PHONY: demo test lint clean
 
 # Trains on generated pictures, asks about pictures it has never seen, then answers one question.

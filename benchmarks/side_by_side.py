@@ -12,19 +12,11 @@ import sys
 import time
 from collections.abc import Callable
 
-# Large blocks of memory come back to the system with every step otherwise, and are cleared anew,
-# page by page: on JAX's CPU a third of a small step. The peer gets the same.
-ENVIRONMENT = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
-    "glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=268435456",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
-
 
 def run_child(script: str, role: str, backend: str, rounds: int) -> dict:
     """Run `script --role ROLE` in a new process; return the JSON object it prints last."""
     command = [sys.executable, script, "--role", role, "--rounds", str(rounds)]
-    environment = {**os.environ, **ENVIRONMENT, "KERAS_BACKEND": backend}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": backend}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{role} on {backend} failed:\n{done.stderr[-3000:]}")

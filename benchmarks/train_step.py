@@ -26,7 +26,10 @@ def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def our_step():
-    """Return a function that does one step of our trainer."""
+    """Return a function that does one step of our trainer, set up as our scripts do."""
+    from dl_techniques.utils.memory import keep_freed_memory
+
+    keep_freed_memory()
     from dl_techniques.models.nano_vlm import create_nanovlm_222m
     from dl_techniques.training.trainer import NanoVLMTrainer
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dl_techniques.utils.logger import logger
+from dl_techniques.utils.memory import keep_freed_memory
 
 app = typer.Typer(
     add_completion=False,
@@ -133,6 +134,7 @@ def run_command(command) -> None:
     """
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
+    keep_freed_memory()
     try:
         command()
     except (ValueError, OSError, ImportError, FloatingPointError) as error:

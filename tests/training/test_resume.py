@@ -86,14 +86,6 @@ def test_the_resumed_run_is_the_uninterrupted_one(folder, uninterrupted):
     assert (folder / "nanovlm_final.keras").is_file()
 
 
-def test_another_random_state_gives_other_losses(uninterrupted):
-    keras.utils.set_random_seed(7)
-    other = NanoVLMTrainer(micro_nanovlm(dropout=0.2), optimizer=adam())
-    data = ToyData()
-    data.set_epoch(0)
-    assert other.train_step(data[0])["loss"] != losses(uninterrupted)[0]
-
-
 def test_a_stop_in_the_last_step_of_an_epoch_loses_nothing(uninterrupted, tmp_path):
     trainer = new_trainer(tmp_path)
     step = trainer.train_step

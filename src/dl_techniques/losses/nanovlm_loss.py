@@ -81,19 +81,27 @@ def token_weights(targets, labels_shape, sample_weight=None, ignore_index: int =
     return mask * ops.pad(weight[:, 1:], [[0, 0], [prefix, 1]], constant_values=0.0)
 
 
+def _picked(logits, ids):
+    # A comparison that XLA fuses into one pass. The gradient of a gather, a scatter into
+    # [B, L, V], would take longer than all the rest of a small step on a CPU.
+    chosen = ops.equal(ops.arange(logits.shape[-1]), ops.expand_dims(ids, -1))
+    return ops.sum(ops.where(chosen, logits, 0.0), axis=-1)
+
+
 def _cross_entropy(logits, targets, label_smoothing):
     """Return float32[B, L]: -log p of the targets; NaN where a target is no row of V."""
     logits = ops.cast(logits, "float32")
     vocabulary = logits.shape[-1]
     inside = ops.logical_and(targets >= 0, targets < vocabulary)
-    # Keras' own takes the fast way of each backend. A gather of the target's logit would not do:
-    # its gradient, a scatter into [B, L, V], takes longer than all the rest on JAX's CPU.
-    losses = ops.sparse_categorical_crossentropy(
-        ops.reshape(ops.where(inside, targets, 0), (-1,)),
-        ops.reshape(logits, (-1, vocabulary)),
-        from_logits=True,
-    )
-    losses = ops.reshape(losses, ops.shape(targets))
+    ids = ops.where(inside, targets, 0)
+    if keras.backend.backend() == "jax":
+        losses = ops.logsumexp(logits, axis=-1) - _picked(logits, ids)
+    else:
+        # The kernels of TensorFlow and PyTorch.
+        losses = ops.sparse_categorical_crossentropy(
+            ops.reshape(ids, (-1,)), ops.reshape(logits, (-1, vocabulary)), from_logits=True
+        )
+        losses = ops.reshape(losses, ops.shape(targets))
     if label_smoothing:
         even = ops.logsumexp(logits, axis=-1) - ops.mean(logits, axis=-1)
         losses = (1.0 - label_smoothing) * losses + label_smoothing * even

@@ -160,7 +160,12 @@ def _augmentation(names):
 def _precision(name):
     if name != "auto":
         return name
-    on_gpu = any("gpu" in device.lower() for device in keras.distribution.list_devices())
+    if keras.backend.backend() == "torch":  # Where keras.distribution does not exist.
+        import torch
+
+        on_gpu = torch.cuda.is_available()
+    else:
+        on_gpu = any("gpu" in device.lower() for device in keras.distribution.list_devices())
     return "mixed_float16" if on_gpu else "float32"
 
 
