@@ -55,7 +55,6 @@ from dl_techniques.training.trainer import NanoVLMTrainer
 model, batch = tiny_nanovlm(), mixed_batch()
 labels = np.where(batch["attention_mask"], batch["text_tokens"], -100).astype("int32")
 assert NanoVLMTrainer(model).train_step((batch, labels))["loss"] > 0
-model.generate(batch, 2)
 model.save(tempfile.mkdtemp() + "/model.keras")
 """
 

@@ -71,8 +71,8 @@ def test_evaluation_weighs_tokens_not_batches(trainer):
 
 def test_fit_records_and_saves_every_epoch(trainer, tmp_path):
     model = trainer.model
-    trainer.train_step(ToyData()[0])  # What was done before is no part of the run.
-    trainer.fit(ToyData(), epochs=1)
+    trainer.fit(ToyData(), epochs=1)  # What was done before is no part of the run.
+    trainer.train_step(ToyData()[0])
     held_out = ToyData(seed=1)
     history = trainer.fit(ToyData(), epochs=3, validation_data=held_out, save_every_epochs=2)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [

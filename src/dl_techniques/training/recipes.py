@@ -134,7 +134,7 @@ RECIPES = {
         **_small_model(64, 8, 128, 4, 3, 2, 0.0),
         "augment": ["flip", "crop"],
         "max_turns": 4,
-        "epochs": 8,
+        "epochs": 5,
         "output_dir": "runs/easy_vqa",
     },
     "cifar10": {
@@ -142,7 +142,7 @@ RECIPES = {
         **_small_model(32, 4, 128, 6, 1, 2, 0.0),
         "augment": ["flip", "crop"],
         "max_text_length": 48,
-        "epochs": 20,
+        "epochs": 10,
         "output_dir": "runs/cifar10",
     },
     "daquar": {

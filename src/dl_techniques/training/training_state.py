@@ -26,7 +26,6 @@ def _named_variables(model) -> dict:
 
 def _unnumbered(path):
     """Drop the numbers that Keras gives the second optimizer or seed generator of a process."""
-    path = re.sub(r"seed_generator_\d+", "seed_generator", path)
     return re.sub(r"^([a-z_]+?)_\d+/", r"\1/", path)
 
 
