@@ -132,9 +132,7 @@ RECIPES = {
     "easy_vqa": {
         **_FROM_SCRATCH,
         **_small_model(64, 8, 128, 4, 3, 2, 0.0),
-        "augment": ["flip", "crop"],
-        "max_turns": 4,
-        "epochs": 5,
+        "epochs": 6,
         "output_dir": "runs/easy_vqa",
     },
     "cifar10": {
