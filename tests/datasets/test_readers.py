@@ -138,8 +138,9 @@ def cauldron_rows():
 
 
 def test_cauldron_parquet_folder(tmp_path):
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
     (tmp_path / "part").mkdir()
     rows = cauldron_rows()
     parquet.write_table(arrow.Table.from_pylist(rows[:1]), tmp_path / "a.parquet")
@@ -167,7 +168,8 @@ def test_cauldron_rows_and_datasets_object():
     ):
         with pytest.raises(ValueError, match="row 2"):
             read_cauldron([decoded[0], broken])
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     table = datasets.Dataset.from_list([{**cauldron_rows()[0], "images": [{"bytes": png(3)}]}])
     samples = read_cauldron(table)
     assert red(samples[0]["images"][0]) == 3 and texts(samples[0])[2:] == ["Two?", "2"]

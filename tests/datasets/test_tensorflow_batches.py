@@ -1,9 +1,6 @@
 import numpy as np
-import pytest
 
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
-
-pytest.importorskip("tensorflow")
 
 
 def picture(value):

@@ -170,7 +170,8 @@ def test_saved_model_continues_as_if_never_stopped(tmp_path, scaled):
 
 
 def test_optimizer_state_is_written_once(tmp_path):
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     model = train(fresh_model(ComponentOptimizer(components("adamw"))), batch_size=6)
     model.save(tmp_path / "model.keras")
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
