@@ -118,7 +118,7 @@ def load_training_state(folder: str | Path, model, check: Callable[[dict], None]
     try:
         with safe_open(path, framework="numpy") as file:
             progress = json.loads(file.metadata()["progress"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
