@@ -77,3 +77,20 @@ def test_masks_may_be_integers():
     mask = ops.convert_to_tensor(np.array([[1, 1, 0]], "int32"))
     got, _ = attention_rule(ops.arange(3), 3, attention_mask=mask)
     assert not ops.convert_to_numpy(got)[0, 0, :, 2].any()
+
+
+def test_turns_see_what_is_shared_and_themselves():
+    mask, positions = _rule(
+        7, turn_ids=[[0, 0, 1, 1, 2, 2, 2]], attention_mask=[[1, 1, 1, 1, 1, 1, 0]]
+    )
+    expected = [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0],
+        [1, 1, 0, 0, 1, 1, 0],
+        [1, 1, 0, 0, 1, 1, 0],
+    ]
+    np.testing.assert_array_equal(mask[0], expected)
+    np.testing.assert_array_equal(positions[0, :6], [0, 1, 2, 3, 2, 3])

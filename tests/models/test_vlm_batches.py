@@ -158,3 +158,25 @@ def test_images_of_another_size_bring_their_own_number_of_tokens(model):
     np.testing.assert_allclose(embeddings[0, 1:10], vision[0], **CLOSE)
     with pytest.raises(ValueError, match="has 4 placeholders .* expected 9 = 1 images x 9"):
         model({"text_tokens": place_images(random_ids(1, 12), [(0, 1)]), "images": images})
+
+
+@pytest.mark.parametrize("fusion", ["placeholder", "prefix"])
+def test_isolated_turns_are_turns_alone(fusion, model, prefix_model):
+    model = {"placeholder": model, "prefix": prefix_model}[fusion]
+    start = random_ids(1, 6, seed=1)
+    if fusion == "placeholder":
+        start = place_images(start, [(0, 1)])
+    turns = [random_ids(1, 4, seed=2), random_ids(1, 3, seed=3)]
+    images = random_images(1, 1, seed=4)
+    row = {
+        "text_tokens": np.concatenate([start, *turns, np.zeros((1, 3), "int32")], axis=1),
+        "turn_ids": np.repeat([[0, 1, 2, 0]], [6, 4, 3, 3], axis=1).astype("int32"),
+        "attention_mask": np.arange(16)[None] < 13,
+        "images": images,
+    }
+    together = logits(model, row)[:, -16:]
+    for turn, end in zip(turns, (10, 13), strict=True):
+        ids = np.concatenate([start, turn], axis=1)
+        alone = logits(model, {"text_tokens": ids, "images": images})
+        length = turn.shape[1]
+        np.testing.assert_allclose(together[:, end - length : end], alone[:, -length:], **CLOSE)

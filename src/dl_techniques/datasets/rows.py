@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from dl_techniques.datasets.isolated_turns import IGNORE_INDEX, Tokens, join_isolated
 from dl_techniques.datasets.samples import Sample
 from dl_techniques.preprocessing.chat_template import EncodedConversation
 from dl_techniques.preprocessing.messages import message_parts, split_turns
 
-IGNORE_INDEX = -100
-
 Messages = list[dict[str, Any]]
-# (int32[n] ids, int32[n] labels)
-Tokens = tuple[np.ndarray, np.ndarray]
 
 
 class BadSampleError(ValueError):
@@ -36,6 +33,7 @@ class Row:
         opening: tokens of each turn as the first of a conversation (bos, system turn, images).
         following: tokens of each turn as a later one. Turns are joined in the order given when
             this is empty: `opening` then holds the whole row.
+        turn_ids: int32[n], for a row whose turns do not see each other; see `join_isolated`.
     """
 
     sample_id: str
@@ -43,6 +41,7 @@ class Row:
     images: list[Any]
     opening: list[Tokens]
     following: list[Tokens]
+    turn_ids: np.ndarray | None = None
 
     def tokens(self, rng: np.random.Generator | None = None) -> Tokens:
         """Returns ids and labels, with the turns in an order drawn from `rng` if given."""
@@ -69,6 +68,7 @@ class RowEncoder:
         max_length: the longest row, in tokens.
         max_turns: the most questions in a row; None: as many as fit.
         shuffle_turns: whether the turns of a row will change places.
+        isolate_turns: whether each turn sees only the images and itself.
     """
 
     _VERIFIED = 8
@@ -80,7 +80,10 @@ class RowEncoder:
         max_length: int,
         max_turns: int | None = None,
         shuffle_turns: bool = False,
+        isolate_turns: bool = False,
     ):
+        if shuffle_turns and isolate_turns:
+            raise ValueError("Isolated turns have no order: give shuffle_turns or isolate_turns.")
         if max_turns is not None and max_turns < 1:
             raise ValueError(f"max_turns must be at least 1 or None, got {max_turns}.")
         self._encode = encode
@@ -88,6 +91,7 @@ class RowEncoder:
         self._max_length = max_length
         self._max_turns = max_turns
         self._shuffle_turns = shuffle_turns
+        self._isolate_turns = isolate_turns
         self._verified = 0
 
     def rows(self, sample: Sample) -> list[Row]:
@@ -104,6 +108,8 @@ class RowEncoder:
             raise BadSampleError("malformed messages", str(error)) from error
         _check_answers(messages)
         own_images = [_images(turn) for turn in turns]
+        if self._isolate_turns:
+            return self._isolated_rows(sample, lead, turns, own_images)
         # Turns may change places only where all of them speak about the images of the first.
         movable = self._shuffle_turns and len(turns) > 1 and not any(own_images[1:])
         rows, start = [], 0
@@ -117,6 +123,28 @@ class RowEncoder:
             self._verify(row, lead, turns[start : start + len(pieces)], earlier)
             rows.append(row)
             start += len(pieces)
+        return rows
+
+    def _isolated_rows(
+        self, sample: Sample, lead: Messages, turns: list[Messages], own_images: list[list]
+    ) -> list[Row]:
+        """Returns rows of turns that each see the images so far and themselves."""
+        rows, together, shown = [], [], []
+        for turn, images in zip(turns, own_images, strict=True):
+            tokens = self._tokens(lead + _with_images(turn, shown))
+            shown = shown + images
+            joined, turn_ids = join_isolated([*together, tokens])
+            full = len(together) == self._max_turns or len(turn_ids) > self._max_length
+            if images or full or not together:
+                together = []
+                joined, turn_ids = join_isolated([tokens])
+                self._check_length(len(turn_ids))
+            else:
+                rows.pop()
+            together.append(tokens)
+            rows.append(Row(str(sample["id"]), sample["source"], shown, [joined], [], turn_ids))
+            if images and not _images_lead(turn):
+                together = []  # The next turn has the images at its beginning.
         return rows
 
     def _pieces(
@@ -142,13 +170,17 @@ class RowEncoder:
             if length > self._max_length:
                 if number > 0:
                     break
-                raise BadSampleError(
-                    "too long",
-                    f"A turn has {length} tokens, its images included, more than "
-                    f"max_text_length={self._max_length}. Shorten it or raise the limit.",
-                )
+                self._check_length(length)
             pieces.append((opening, following))
         return pieces
+
+    def _check_length(self, length: int):
+        if length > self._max_length:
+            raise BadSampleError(
+                "too long",
+                f"A turn has {length} tokens, its images included, more than "
+                f"max_text_length={self._max_length}. Shorten it or raise the limit.",
+            )
 
     def _tokens(self, messages: Messages) -> Tokens:
         try:
@@ -229,6 +261,12 @@ def _join(pieces: list, movable: bool) -> tuple[list[Tokens], list[Tokens]]:
 
 def _images(turn: Messages) -> list[Any]:
     return [p["image"] for message in turn for p in message["content"] if p["type"] == "image"]
+
+
+def _images_lead(turn: Messages) -> bool:
+    """Returns whether all images of a turn stand before its text."""
+    kinds = [part["type"] for part in turn[0]["content"]]
+    return "image" not in kinds[kinds.index("text") :] if "text" in kinds else True
 
 
 def _with_images(turn: Messages, images: Sequence[Any]) -> Messages:

@@ -24,10 +24,11 @@ class VQADataset(keras.utils.PyDataset):
     """Batches of conversations about images; made by `VQADataProcessor.create_dataset`.
 
     Batch i is `(inputs, labels)`: `images` float32[B, I, H, W, 3] and `num_images` int32[B] (both
-    absent when no row has an image), `text_tokens` int32[B, S], `attention_mask` bool[B, S] and
-    labels int32[B, S], -100 where nothing is learned. S is the longest row rounded up to a multiple
-    of `bucket`. The last batch is filled with empty rows, so that B never changes and no row is
-    dropped. Reading a batch changes nothing: the same epoch and i give the same arrays.
+    absent when no row has an image), `text_tokens` int32[B, S], `attention_mask` bool[B, S],
+    `turn_ids` int32[B, S] if the encoder isolates turns, and labels int32[B, S], -100 where nothing
+    is learned. S is the longest row rounded up to a multiple of `bucket`. The last batch is filled
+    with empty rows, so that B never changes and no row is dropped. Reading a batch changes nothing:
+    the same epoch and i give the same arrays.
 
     Samples are checked, and their text encoded, once, here. `fit(shuffle=True)`, Keras' default,
     draws the order of whole batches from Python's global generator on top of this one's order;
@@ -185,6 +186,11 @@ class VQADataset(keras.utils.PyDataset):
         length = padded_length(longest, self._bucket, self._max_length)
         text, mask, labels = pad_tokens(tokens, size, length, self._pad_id)
         inputs = {"text_tokens": text, "attention_mask": mask}
+        if self.rows[0].turn_ids is not None:
+            inputs["turn_ids"] = np.zeros_like(text)
+            for place, index in enumerate(indices):
+                turn_ids = self.rows[index].turn_ids
+                inputs["turn_ids"][place, : len(turn_ids)] = turn_ids
         if self._slots:
             inputs["images"], inputs["num_images"] = self._image_batch(indices, size, slots, epoch)
         return inputs, labels

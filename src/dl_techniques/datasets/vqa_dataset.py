@@ -214,6 +214,7 @@ class VQADataProcessor:
         cache_images: bool = True,
         max_turns: int | None = None,
         shuffle_turns: bool = False,
+        isolate_turns: bool = False,
         bucket: int = 32,
         **kwargs: Any,
     ) -> VQADataset:
@@ -234,6 +235,9 @@ class VQADataProcessor:
             cache_images: decode images once, now, and keep them as uint8[H, W, 3] each.
             max_turns: the most questions in a row; longer conversations are cut.
             shuffle_turns: whether each epoch has its own order of the questions in a row.
+            isolate_turns: whether each question sees only the images and itself, as when it is
+                asked alone: no question is answered from the answers before it. For rows whose
+                questions are independent; the batches then have `turn_ids`.
             bucket: batch lengths are multiples of it (static shapes compile once).
             **kwargs: `workers` etc. of `keras.utils.PyDataset`.
 
@@ -247,6 +251,7 @@ class VQADataProcessor:
             self.max_text_length,
             max_turns,
             shuffle_turns,
+            isolate_turns,
         )
         return VQADataset(
             encoder,

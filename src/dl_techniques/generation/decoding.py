@@ -52,7 +52,7 @@ def _left_padded(inputs: dict, pad_token_id: int):
     order = np.argsort(mask, axis=1, kind="stable")
     mask = np.take_along_axis(mask, order, axis=1)
     tokens = np.where(mask, np.take_along_axis(tokens, order, axis=1), pad_token_id)
-    refused = {"segment_ids", "positions"} & set(inputs)
+    refused = {"segment_ids", "positions", "turn_ids"} & set(inputs)
     if refused:
         raise ValueError(f"Prompts cannot be packed: remove {sorted(refused)}.")
     moved = {"text_tokens": tokens.astype("int32"), "attention_mask": mask}
@@ -74,7 +74,8 @@ def _compiled(model, max_new_tokens):
 
 def _prefill(model, inputs, max_new_tokens):
     fused = model.embed(inputs)
-    fused.pop("segment_ids"), fused.pop("positions")
+    for name in ("segment_ids", "positions", "turn_ids"):
+        fused.pop(name)
     batch, length = ops.shape(fused["inputs"])[:2]
     cache = model.language_decoder.make_cache(batch, length + max_new_tokens)
     new = ((0, 0), (0, max_new_tokens))

@@ -5,7 +5,7 @@ import types
 import keras
 import numpy as np
 
-_LIKE_TOKENS = ("attention_mask", "segment_ids", "positions")
+_LIKE_TOKENS = ("attention_mask", "segment_ids", "positions", "turn_ids")
 
 
 class BatchChecks:

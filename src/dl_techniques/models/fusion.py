@@ -1,7 +1,7 @@
 """The two ways in which image embeddings reach the decoder's sequence.
 
 Both take and return the decoder's call arguments: a dict of `inputs` float[B, S, D] (the text's
-embeddings), `attention_mask`, `segment_ids` and `positions`.
+embeddings), `attention_mask`, `segment_ids`, `positions` and `turn_ids`.
 """
 
 from keras import ops
@@ -80,9 +80,12 @@ def prefix_fusion(text: dict, vision, num_images=None) -> dict:
     length = ops.shape(text["inputs"])[1]
     prefix = ops.reshape(vision, (batch, images * tokens, width))
     embeddings = ops.concatenate([prefix, ops.cast(text["inputs"], prefix.dtype)], axis=1)
+    text = {**text, "inputs": embeddings}
+    if text["turn_ids"] is not None:
+        text["turn_ids"] = ops.pad(text["turn_ids"], ((0, 0), (images * tokens, 0)))
     mask = text["attention_mask"]
     if mask is None and num_images is None:
-        return {**text, "inputs": embeddings}
+        return text
     mask = ops.ones((batch, length), "bool") if mask is None else ops.cast(mask, "bool")
     real = ops.ones((batch, images * tokens), "bool")
     if num_images is not None:
@@ -90,4 +93,4 @@ def prefix_fusion(text: dict, vision, num_images=None) -> dict:
         count = ops.expand_dims(ops.cast(num_images, "int32"), 1)
         real = ops.expand_dims(image_of, 0) < count
     mask = ops.concatenate([real, mask], axis=1)
-    return {**text, "inputs": embeddings, "attention_mask": mask}
+    return {**text, "attention_mask": mask}

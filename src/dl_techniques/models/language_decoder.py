@@ -25,8 +25,10 @@ class LanguageDecoder(ConfiguredLayer):
         attention_mask: bool[B, S], False = padding on either side. S = T, or with a cache the
             number of its slots.
         segment_ids: int[B, S], packed documents 1, 2, ...
-        positions: int[B, T]; default: the real tokens before, restarting in every segment.
+        positions: int[B, T]; default: the real tokens before that may be seen, so that they restart
+            in every segment.
         image_ids: int[B, S], k for the tokens of image k, else 0: these see their whole image.
+        turn_ids: int[B, S], k for tokens that turn k alone sees, 0 for those that all turns see.
         cache: what `make_cache` gave, or an earlier call returned.
         cache_index: the slot of the first of the T tokens.
         return_hidden: return float[B, T, hidden_dim] after the last norm instead of logits.
@@ -114,6 +116,7 @@ class LanguageDecoder(ConfiguredLayer):
         segment_ids=None,
         positions=None,
         image_ids=None,
+        turn_ids=None,
         cache=None,
         cache_index=None,
         return_hidden=False,
@@ -131,7 +134,7 @@ class LanguageDecoder(ConfiguredLayer):
         if cache is not None:
             query_slots = query_slots + cache_index
         mask, default_positions = attention_rule(
-            query_slots, slots, attention_mask, segment_ids, image_ids
+            query_slots, slots, attention_mask, segment_ids, image_ids, turn_ids
         )
         positions = default_positions if positions is None else positions
         new_cache = []

@@ -37,6 +37,8 @@ class VisionLanguageModel(keras.Model):
         num_images: int32[B], how many of the I are real; default: all.
         attention_mask: bool[B, S], False = padding, on either side.
         segment_ids, positions: int32[B, S], for packed rows (placeholder fusion only).
+        turn_ids: int32[B, S], k > 0 for tokens that only turn k sees: several questions about one
+            image, each answered as if it were alone (`VQADataProcessor.create_dataset`).
 
     Returns:
         float[B, S, vocab_size] logits; with prefix fusion float[B, I * tokens_per_image + S, ...].
@@ -140,6 +142,7 @@ class VisionLanguageModel(keras.Model):
             "attention_mask": inputs.get("attention_mask"),
             "segment_ids": inputs.get("segment_ids"),
             "positions": inputs.get("positions"),
+            "turn_ids": inputs.get("turn_ids"),
         }
         images, vision, slots, tokens = inputs.get("images"), None, 0, 0
         if images is not None and images.shape[1] != 0:

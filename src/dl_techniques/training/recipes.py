@@ -8,6 +8,7 @@ def default_config() -> dict:
 
     Keys: `model` is a name in `NANOVLM_CONFIGS`, or "custom" with the three `*_config` dicts;
     `data` is "shapes" or a path for `read_samples`; `pictures` counts the generated shapes;
+    `isolate_turns` keeps the questions about one image from seeing each other;
     `vocab_size` is the most ids of a tokenizer trained on the data, unless `tokenizer` names a
     folder; the learning rates are peaks of one schedule (warm-up, then cosine to `alpha`).
     """
@@ -25,6 +26,7 @@ def default_config() -> dict:
         "vocab_size": 4096,
         "max_text_length": 512,
         "max_turns": None,
+        "isolate_turns": False,
         "augment": [],
         "batch_size": 8,
         "epochs": 10,
@@ -72,7 +74,7 @@ def check_config(config: dict) -> None:
         if value is None and key in _OPTIONAL:
             continue
         accepted = (float, int) if kind is float else kind
-        if isinstance(value, bool) or not isinstance(value, accepted):
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, accepted):
             raise ValueError(f"{key} must be of type {kind.__name__}, got {value!r}.")
         if kind is int and key != "seed" and value < 1:
             raise ValueError(f"{key} must be at least 1, got {value}.")

@@ -68,7 +68,9 @@ def run_training(config: dict, resume: bool = False) -> dict:
         config["batch_size"],
         seed=config["seed"],
         max_turns=config["max_turns"],
-        shuffle_turns=config["data"] != "shapes",  # Those are made to be asked in their order.
+        # The questions about shapes are made to be asked in their order.
+        shuffle_turns=config["data"] != "shapes" and not config["isolate_turns"],
+        isolate_turns=config["isolate_turns"],
         augment=augment,
     )
     trainer = NanoVLMTrainer(
