@@ -181,6 +181,34 @@ class VQADataProcessor:
         images = self.image_processor.normalize(np.stack(pixels) if pixels else empty)
         return {"text_tokens": ids, "images": images} | ({} if prompt else {"labels": labels})
 
+    @property
+    def stop_ids(self) -> list[int]:
+        """Ids at which an answer ends."""
+        return self.template.stop_ids(self.tokenizer)
+
+    def encode_prompt(self, messages: list[dict[str, Any]]) -> EncodedConversation:
+        """Encodes a conversation that ends where the answer begins; images stay as they are.
+
+        Raises:
+            ValueError: a malformed conversation.
+        """
+        return self._encode(messages, add_generation_prompt=True)
+
+    def encode_answer(self, answer: str) -> list[int]:
+        """Returns the ids of an answer with its end token, as they follow a prompt.
+
+        Raises:
+            ValueError: the answer is empty.
+        """
+        prompt = [{"role": "user", "content": "?"}]
+        encoded = self._encode([*prompt, {"role": "assistant", "content": answer}])
+        pairs = zip(encoded.token_ids, encoded.label_mask, strict=True)
+        return [token for token, learned in pairs if learned]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of ids, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special=True)
+
     def _encode(self, messages: list, add_generation_prompt: bool = False) -> EncodedConversation:
         return encode_conversation(
             messages,

@@ -56,7 +56,9 @@ def answer_questions(
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
         inputs = prompt_batch(processor, batch, batch_size, blank_images)
-        ids = model.generate(inputs, max_new_tokens, stop_ids, processor.pad_token_id)
+        ids = model.generate(
+            inputs, max_new_tokens, stop_ids=stop_ids, pad_token_id=processor.pad_token_id
+        )
         for question, row in zip(batch, ids, strict=False):
             text = decode_answer(row.tolist(), processor.tokenizer, processor.template)
             answered.append(AnsweredQuestion(**question, answer=text))

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from dl_techniques.layers.cache_slots import write_slots
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register, require_divisible
 from dl_techniques.layers.rotary_embedding import RotaryEmbedding
 
@@ -32,7 +33,7 @@ class GroupedQueryAttention(ConfiguredLayer):
         attention_mask: bool, broadcastable to [B, num_heads, T, S]; True where a query may look.
             A query that may look nowhere gives zeros before the output projection.
         cache: pair of float[B, max_len, num_kv_heads, head_dim], keys and values; S is then
-            max_len, and `attention_mask` is required.
+            max_len, and `attention_mask` is required. It is used up (see `write_slots`).
         cache_index: slot of the cache that x's first token takes.
 
     Returns:
@@ -132,9 +133,8 @@ class GroupedQueryAttention(ConfiguredLayer):
         if cache is not None:
             if attention_mask is None or cache_index is None:
                 raise ValueError("A cache needs cache_index and an attention_mask over its slots.")
-            start = (0, cache_index, 0, 0)
             key, value = cache = tuple(
-                ops.slice_update(old, start, ops.cast(new, old.dtype))
+                write_slots(old, new, cache_index)
                 for old, new in zip(cache, (key, value), strict=True)
             )
         out = self._attend(query, key, value, attention_mask, training)

@@ -5,6 +5,7 @@ import types
 import keras
 import numpy as np
 
+_FLOATS = ("images", "vision_embeds")
 _LIKE_TOKENS = ("attention_mask", "segment_ids", "positions", "turn_ids")
 
 
@@ -44,7 +45,7 @@ class BatchChecks:
                 )
             self._check_range("labels", labels, labels != self.ignore_index)
         self._check_keys(tokens, inputs)
-        slots, tokens_per_image = self._room_for_images(tokens, inputs.get("images"))
+        slots, tokens_per_image = self._room_for_images(tokens, inputs)
         counts = np.full(len(tokens), slots)
         if inputs.get("num_images") is not None:
             counts = np.asarray(inputs["num_images"])
@@ -59,11 +60,13 @@ class BatchChecks:
     def check_if_concrete(self, inputs: dict) -> None:
         """Check an eager call's inputs; inside a compiled function there is nothing to read."""
         values = {
-            name: _host_array(x) for name, x in inputs.items() if name != "images" and x is not None
+            name: _host_array(x)
+            for name, x in inputs.items()
+            if name not in _FLOATS and x is not None
         }
         if all(value is not None for value in values.values()):
-            images = inputs.get("images")
-            self.check(values if images is None else {**values, "images": images})
+            floats = {name: inputs[name] for name in _FLOATS if inputs.get(name) is not None}
+            self.check({**values, **floats})
 
     def _check_range(self, name, ids, considered):
         bad = considered & ((ids < 0) | (ids >= self.vocab_size))
@@ -75,11 +78,11 @@ class BatchChecks:
             )
 
     def _check_keys(self, tokens, inputs):
-        unknown = set(inputs) - {"text_tokens", "images", "num_images", *_LIKE_TOKENS}
+        known = ("text_tokens", "images", "vision_embeds", "num_images", *_LIKE_TOKENS)
+        unknown = set(inputs) - set(known)
         if unknown:
             raise ValueError(
-                f"inputs have unknown keys {sorted(unknown)}; known are text_tokens, images, "
-                f"num_images, {', '.join(_LIKE_TOKENS)}."
+                f"inputs have unknown keys {sorted(unknown)}; known are {', '.join(known)}."
             )
         for name in _LIKE_TOKENS:
             value = inputs.get(name)
@@ -88,8 +91,18 @@ class BatchChecks:
                     f"{name} {np.shape(value)} must have the shape of text_tokens {tokens.shape}."
                 )
 
-    def _room_for_images(self, tokens, images):
+    def _room_for_images(self, tokens, inputs):
         """Return (images per row, tokens per image)."""
+        images, embeds = inputs.get("images"), inputs.get("vision_embeds")
+        if embeds is not None:
+            shape = tuple(embeds.shape)
+            if images is not None or len(shape) != 4 or shape[0] != len(tokens):
+                raise ValueError(
+                    f"vision_embeds must be float[B, I, T, D] with B={len(tokens)} as text_tokens, "
+                    f"and take the place of images; got shape {shape}, images "
+                    f"{'absent' if images is None else tuple(images.shape)}."
+                )
+            return shape[1], shape[2]
         if images is None:
             return 0, 0
         shape = tuple(images.shape)

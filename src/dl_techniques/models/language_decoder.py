@@ -154,8 +154,11 @@ class LanguageDecoder(ConfiguredLayer):
         """Return zeros: per block a (keys, values) pair of [B, max_length, kv_heads, head_dim]."""
         attention = self.blocks[0].attention
         shape = (batch_size, max_length, attention.num_kv_heads, attention.head_dim)
-        zeros = ops.zeros(shape, dtype=self.compute_dtype)
-        return [(zeros, zeros) for _ in self.blocks]
+
+        def zeros():  # Each of its own, as they are written in place.
+            return ops.zeros(shape, dtype=self.compute_dtype)
+
+        return [(zeros(), zeros()) for _ in self.blocks]
 
     def compute_output_spec(self, inputs, *args, return_hidden=False, **kwargs):
         """Return the symbolic output of a call without a cache."""

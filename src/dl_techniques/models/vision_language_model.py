@@ -3,7 +3,10 @@
 import keras
 from keras import ops
 
-from dl_techniques.generation.decoding import greedy_decode
+from dl_techniques.generation.engine import Engine
+from dl_techniques.generation.generate import generate
+from dl_techniques.generation.sampling import Sampler
+from dl_techniques.generation.scoring import Score, score
 from dl_techniques.layers.modality_projection import ModalityProjection
 from dl_techniques.layers.vision_transformer_siglip import SigLIPVisionTransformer
 from dl_techniques.losses.nanovlm_loss import supervised_token_count
@@ -34,11 +37,18 @@ class VisionLanguageModel(keras.Model):
     Call argument `inputs`: int32[B, S] text tokens, or a dict:
         text_tokens: int32[B, S].
         images: float[B, I, H, W, 3] or float[B, H, W, 3]; may be absent.
+        vision_embeds: float[B, I, T, D], what `encode_vision` returned for the images; in their
+            place.
         num_images: int32[B], how many of the I are real; default: all.
         attention_mask: bool[B, S], False = padding, on either side.
         segment_ids, positions: int32[B, S], for packed rows (placeholder fusion only).
         turn_ids: int32[B, S], k > 0 for tokens that only turn k sees: several questions about one
             image, each answered as if it were alone (`VQADataProcessor.create_dataset`).
+
+    Attributes:
+        processor: Turns texts and messages into arrays and back (`VQADataProcessor`), or None.
+        vision_cache: Keeps embeddings of images between calls of `generate` (`VisionCache`), or
+            None.
 
     Returns:
         float[B, S, vocab_size] logits; with prefix fusion float[B, I * tokens_per_image + S, ...].
@@ -88,6 +98,8 @@ class VisionLanguageModel(keras.Model):
         self.language_decoder = LanguageDecoder(
             vocab_size, **language_config, name="language_decoder", dtype=self.dtype_policy
         )
+        self.processor = None
+        self.vision_cache = None
         self._build_parts()
 
     def _build_parts(self):
@@ -144,9 +156,10 @@ class VisionLanguageModel(keras.Model):
             "positions": inputs.get("positions"),
             "turn_ids": inputs.get("turn_ids"),
         }
-        images, vision, slots, tokens = inputs.get("images"), None, 0, 0
+        images, vision, slots, tokens = inputs.get("images"), inputs.get("vision_embeds"), 0, 0
         if images is not None and images.shape[1] != 0:
             vision = self.encode_vision(as_image_sequence(images), training=training)
+        if vision is not None:
             slots, tokens = ops.shape(vision)[1:3]
         wrong = ops.any(ops.logical_or(text < 0, text >= self.vocab_size), axis=1)
         if self.fusion == "placeholder":
@@ -198,19 +211,87 @@ class VisionLanguageModel(keras.Model):
         self.batch_checks.check(x, y)
         return super().test_on_batch(x, y, *args, **kwargs)
 
-    def generate(self, inputs, max_new_tokens: int, stop_ids=(), pad_token_id: int = 0):
-        """Return int32[B, max_new_tokens]: greedy continuations of the prompts.
+    def generate(
+        self,
+        inputs,
+        max_new_tokens: int = 64,
+        sampler: str | Sampler = "greedy",
+        stop_ids=None,
+        stop_strings=(),
+        seed=0,
+        stream: bool = False,
+        return_logprobs: bool = False,
+        vision_embeds=None,
+        pad_token_id: int | None = None,
+        logits_processors=(),
+        session=None,
+    ):
+        """Continue prompts.
 
         Args:
-            inputs: As for a call; prompts of different lengths are padded on either side.
-            max_new_tokens: The most new tokens per row.
-            stop_ids: A row ends with the first of these (which is part of the result).
-            pad_token_id: What stands after a row's end.
+            inputs: A question (text), a conversation (a list of messages), or a list of these, for
+                models with a `processor`; or arrays as for a call, padded on either side.
+            max_new_tokens: N, the most new tokens per row.
+            sampler: "greedy", "sample", a `Sampler` or a `BeamSearch`.
+            stop_ids: A row ends with the first of these (which is part of the ids). Default: those
+                of the processor's tokenizer and template; without a processor, none.
+            stop_strings: A row ends where its text has one of these, which is not part of the text.
+            seed: What a `Sampler` draws depends on the row's seed alone, never on its neighbours:
+                int[B], or an int for the seeds seed, seed + 1, ...
+            stream: Return an iterator of pieces instead: texts, of several rows lists of them; or
+                int32[B] ids, one column after the other. Closing it ends the work.
+            return_logprobs: Return (result, float32[B, N]): the model's log-probability of each new
+                id, before any sampler; 0 after a row's end.
+            vision_embeds: float[B, I, T, D] from `encode_vision`, instead of `images`.
+            pad_token_id: What stands after a row's end. Default: the processor's, else 0.
+            logits_processors: Functions (logits float32[B, V], ids int32[B, >= N], i) -> logits,
+                where ids[:, :i] are the new ids so far; they are compiled (use `keras.ops`).
+            session: A `Session`: the cache of a conversation is kept for its next turn.
+
+        Returns:
+            Texts for texts (one for one), else int32[B, N] new ids.
 
         Raises:
-            ValueError: if prompt and new tokens together exceed the decoder's `max_positions`.
+            ValueError: if prompt and new tokens together exceed the decoder's `max_positions`, or
+                an argument is malformed; before anything is computed.
         """
-        return greedy_decode(self, inputs, max_new_tokens, tuple(stop_ids), pad_token_id)
+        return generate(
+            self,
+            inputs,
+            max_new_tokens,
+            sampler,
+            stop_ids,
+            stop_strings,
+            seed,
+            stream,
+            return_logprobs,
+            vision_embeds,
+            pad_token_id,
+            logits_processors,
+            session,
+        )
+
+    def score(self, inputs, answers) -> list[Score]:
+        """Return the log-likelihood of one answer per prompt.
+
+        Args:
+            inputs: Prompts, as for `generate`.
+            answers: For each a text, to which the template's end of an answer is added, or its ids.
+
+        Raises:
+            ValueError: if their numbers differ or an answer is empty.
+        """
+        return score(self, inputs, answers)
+
+    def generation_engine(self) -> Engine:
+        """Return what runs this model's compiled programs of generation."""
+        if "_generation_engine" not in self.__dict__:
+            self.__dict__["_generation_engine"] = Engine(self)
+        return self.__dict__["_generation_engine"]
+
+    def generation_stats(self) -> dict[str, float]:
+        """Return counts, times in s and tokens/s of generation so far, and its compilations."""
+        return self.generation_engine().statistics.report()
 
     def get_config(self):
         """Return the constructor's arguments."""

@@ -1,0 +1,283 @@
+"""Engine: prompts as arrays to new ids; buckets, caches and the order of the programs."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from dl_techniques.generation.backends import Programs
+from dl_techniques.generation.buckets import bucket, pad_to
+from dl_techniques.generation.programs import Choice
+from dl_techniques.generation.sampling import Sampler, uniform_numbers
+from dl_techniques.generation.statistics import GenerationStatistics
+
+TOKEN_BUCKET = 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to do with prompts.
+
+    Attributes:
+        max_new_tokens: N, the most new tokens per row.
+        sampler: How tokens are chosen.
+        seeds: int64[B], each row's own.
+        stop_ids: A row ends with the first of these.
+        pad_id: What stands after a row's end.
+        processors: See `programs.Choice`.
+    """
+
+    max_new_tokens: int
+    sampler: Sampler
+    seeds: np.ndarray
+    stop_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+    processors: tuple = ()
+
+
+class Engine:
+    """Runs the programs of one model.
+
+    Args:
+        model: A `VisionLanguageModel`.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.programs = Programs(model)
+        self.statistics = GenerationStatistics(self.programs)
+
+    def encode(self, images: np.ndarray):
+        """Return float[N, T, D] for float32[N, H, W, 3]."""
+        number = len(images)
+        padded = pad_to(np.asarray(images, "float32"), bucket(number), 0)
+        return self.programs.encode(padded)[:number]
+
+    def vision_embeds(self, inputs: dict):
+        """Return float[B, I, T, D] of the images of a batch, or None."""
+        if inputs.get("vision_embeds") is not None:
+            return inputs["vision_embeds"]
+        images = inputs.get("images")
+        if images is None or 0 in images.shape:
+            return None
+        if len(images.shape) == 4:
+            images = images[:, None]
+        flat = np.reshape(keras.ops.convert_to_numpy(images), (-1, *images.shape[2:]))
+        embeds = self.encode(flat)
+        return keras.ops.reshape(embeds, (*images.shape[:2], *embeds.shape[1:]))
+
+    def read(
+        self, inputs: dict, new_tokens: int, pad_id: int, earlier: "CacheState | None" = None
+    ) -> "Reading":
+        """Read prompts into a cache.
+
+        Args:
+            inputs: A checked batch: see `VisionLanguageModel`.
+            new_tokens: How many tokens per row will follow.
+            pad_id: The id of padding.
+            earlier: A cache to go on with, which already holds what comes before the prompts.
+        """
+        decoder = self.model.language_decoder
+        limit = decoder.max_positions if earlier is None else earlier.slots - earlier.used
+        inputs, slots = self._bucketed(inputs, limit - new_tokens, pad_id)
+        if earlier is None:
+            room = bucket(slots + bucket(new_tokens, TOKEN_BUCKET), TOKEN_BUCKET)
+            earlier = CacheState.empty(decoder, len(inputs["text_tokens"]), min(room, limit))
+        logits, cache, mask = self.programs.prefill(
+            inputs, earlier.cache, earlier.mask, np.int32(earlier.used)
+        )
+        return Reading(inputs, logits, cache, mask, earlier.used + slots)
+
+    def start(
+        self, inputs: dict, request: Request, earlier: "CacheState | None" = None
+    ) -> "Decoding":
+        """Read prompts, as `read` does, and choose every row's first token."""
+        began = time.perf_counter()
+        rows = len(inputs["text_tokens"])
+        reading = self.read(inputs, request.max_new_tokens, request.pad_id, earlier)
+        decoding = Decoding(self, rows, request, reading)
+        self.statistics.add_prefill(reading.inputs["attention_mask"][:rows].sum(), began)
+        return decoding
+
+    def _bucketed(self, inputs, most_slots, pad_id):
+        """Return the inputs of `programs.prefill`, rows ending in the same slot, and the slots."""
+        tokens = np.asarray(inputs["text_tokens"])
+        mask = inputs.get("attention_mask")
+        mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
+        embeds, counts = self.vision_embeds(inputs), inputs.get("num_images")
+        prefix = 0
+        if embeds is not None:
+            images = embeds.shape[1]
+            counts = np.full(len(tokens), images) if counts is None else np.asarray(counts)
+            if self.model.fusion == "prefix":
+                prefix = images * embeds.shape[2]
+        tokens, mask = _left_padded(tokens, mask, pad_id)
+        longest = max(1, int(mask.sum(axis=1).max()))
+        length = min(bucket(longest, TOKEN_BUCKET), most_slots - prefix)
+        tokens, mask = (
+            pad_to(x[:, -longest:], length, 1, value, before=True)
+            for x, value in ((tokens, pad_id), (mask, False))
+        )
+        batch = bucket(len(tokens))
+        padded = {
+            "text_tokens": pad_to(tokens, batch, 0, pad_id),
+            "attention_mask": pad_to(mask, batch, 0),
+        }
+        if embeds is not None:
+            extra = [(0, batch - len(tokens)), (0, _image_room(self.model, images) - images)]
+            padded["vision_embeds"] = keras.ops.pad(embeds, [*extra, (0, 0), (0, 0)])
+            padded["num_images"] = pad_to(counts.astype("int32"), batch, 0)
+        return padded, prefix + length
+
+
+@dataclass
+class CacheState:
+    """A cache, part of which is used.
+
+    Attributes:
+        cache: Of `slots` slots.
+        mask: bool[B, slots]; True for what may be seen, and from `used` on.
+        used: The first free slot.
+    """
+
+    cache: Any
+    mask: Any
+    used: int
+
+    @property
+    def slots(self) -> int:
+        """How many slots the cache has."""
+        return self.mask.shape[1]
+
+    @classmethod
+    def empty(cls, decoder, batch: int, slots: int) -> "CacheState":
+        """Return a cache without content."""
+        return cls(decoder.make_cache(batch, slots), np.ones((batch, slots), bool), 0)
+
+
+@dataclass
+class Reading:
+    """Prompts in a cache.
+
+    Attributes:
+        inputs: What was read, in buckets.
+        logits: float32[B, V], of each prompt's last token.
+        cache, mask: See `CacheState`.
+        start: The slot of the first new token.
+    """
+
+    inputs: dict
+    logits: Any
+    cache: Any
+    mask: Any
+    start: int
+
+
+class Decoding:
+    """Prompts that were read, and the new tokens so far.
+
+    Attributes:
+        done: How many new tokens every row has.
+        start: The slot of the first of them.
+    """
+
+    def __init__(self, engine, rows, request, reading):
+        self._engine = engine
+        self._rows = rows
+        self.start = reading.start
+        self._request = request
+        sampler, batch = request.sampler, len(reading.inputs["text_tokens"])
+        room = bucket(request.max_new_tokens, TOKEN_BUCKET)
+        self._choice = Choice(sampler.is_greedy, sampler.penalises, request.processors)
+        seeds = pad_to(np.asarray(request.seeds), batch, 0)
+        self._options = {
+            "settings": sampler.settings(),
+            "stop_ids": pad_to(
+                np.array(request.stop_ids, "int32"), bucket(len(request.stop_ids) or 1, 4), 0, -1
+            ),
+            "pad_id": np.int32(request.pad_id),
+        }
+        if not sampler.is_greedy:
+            self._options["uniform"] = uniform_numbers(seeds, 0, room)
+        state = {
+            "ended": np.arange(batch) >= rows,
+            "ids": np.full((batch, room), request.pad_id, "int32"),
+            "logprobs": np.zeros((batch, room), "float32"),
+        }
+        if sampler.penalises:
+            state["held"] = _held(reading.inputs, engine.model.vocab_size)
+        state = engine.programs.choose(
+            reading.logits, state, np.int32(0), self._options, self._choice
+        )
+        keras.ops.convert_to_numpy(state["token"])  # The first token is there from here on.
+        self._state = {**state, "cache": reading.cache, "mask": reading.mask}
+        self.done = 1
+
+    def advance(self, limit: int) -> None:
+        """Choose new tokens until each row has `limit` of them, or all have ended."""
+        limit = min(limit, self._request.max_new_tokens)
+        if self.done >= limit:
+            return
+        began, before = time.perf_counter(), self.done
+        done, self._state = self._engine.programs.decode(
+            self._state,
+            np.int32(self.done),
+            np.int32(limit),
+            np.int32(self.start),
+            self._options,
+            self._choice,
+        )
+        self.done = int(done)
+        self._engine.statistics.add_decode((self.done - before) * self._rows, began)
+
+    def end(self, rows: np.ndarray) -> None:
+        """End rows (bool[B]) that were stopped from outside."""
+        ended = np.array(keras.ops.convert_to_numpy(self._state["ended"]))
+        ended[: self._rows] |= rows
+        self._state["ended"] = keras.ops.convert_to_tensor(ended)
+
+    @property
+    def ended(self) -> np.ndarray:
+        """bool[B]: which rows have ended, by a stop id or by the number of tokens."""
+        ended = keras.ops.convert_to_numpy(self._state["ended"])[: self._rows]
+        return ended | (self.done >= self._request.max_new_tokens)
+
+    def ids(self) -> np.ndarray:
+        """Return int32[B, max_new_tokens], padded after each row's end."""
+        return self._result("ids")
+
+    def logprobs(self) -> np.ndarray:
+        """Return float32[B, max_new_tokens]: the model's, before any sampler; 0 after the end."""
+        return self._result("logprobs")
+
+    def take_cache(self):
+        """Return the cache, which holds the new tokens but the last; nothing can follow then."""
+        return self._state.pop("cache")
+
+    def _result(self, name):
+        values = keras.ops.convert_to_numpy(self._state[name])
+        return np.array(values[: self._rows, : self._request.max_new_tokens])
+
+
+def _left_padded(tokens, mask, pad_id):
+    """Move every row's padding to the left, so that all rows end in the same slot."""
+    order = np.argsort(mask, axis=1, kind="stable")
+    mask = np.take_along_axis(mask, order, axis=1)
+    tokens = np.where(mask, np.take_along_axis(tokens, order, axis=1), pad_id)
+    return tokens.astype("int32"), mask
+
+
+def _image_room(model, images):
+    # Images before the text take slots, so that there their number is not rounded up.
+    return images if model.fusion == "prefix" else bucket(images)
+
+
+def _held(prompts, vocab_size):
+    """Return bool[B, V]: the ids that each prompt holds."""
+    tokens = prompts["text_tokens"]
+    held = np.zeros((len(tokens), vocab_size), bool)
+    rows, columns = np.nonzero(prompts["attention_mask"])
+    held[rows, tokens[rows, columns]] = True
+    return held

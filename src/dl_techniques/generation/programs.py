@@ -1,0 +1,163 @@
+"""The computations of generation, as pure functions of arrays: encode, prefill, choose, decode.
+
+A state is a dict of tensors: `cache` and `mask` bool[B, L] over its slots (slots still free are
+True; causality hides them), and per row `token` int32[B] (chosen last, not in the cache yet),
+`ended` bool[B], `ids` int32[B, N], `logprobs` float32[B, N], `held` bool[B, V] (ids that the row
+holds; only for samplers that penalise them).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from keras import ops
+
+from dl_techniques.generation.sampling import draw, penalised
+from dl_techniques.layers.cache_slots import write_slots
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of the choice of tokens is compiled in; the sampler's numbers are not.
+
+    Attributes:
+        greedy: Take the likeliest id; nothing is drawn.
+        penalises: Apply the repetition penalty.
+        processors: Functions (logits float32[B, V], ids int32[B, N], i) -> logits, where ids[:, :i]
+            are chosen already; applied in this order, before the sampler.
+    """
+
+    greedy: bool = True
+    penalises: bool = False
+    processors: tuple = field(default=())
+
+
+def encode(model, images):
+    """Return float[N, T, D] for float[N, H, W, 3]."""
+    return model.encode_vision(images)
+
+
+def prefill(model, inputs: dict, cache, mask, start):
+    """Read prompts into a cache.
+
+    Args:
+        model: A `VisionLanguageModel`.
+        inputs: `text_tokens` int32[B, T], `attention_mask` bool[B, T], and with images
+            `vision_embeds` float[B, I, T', D] and `num_images` int32[B].
+        cache: Of L slots, filled before `start`.
+        mask: bool[B, L].
+        start: The slot of the first token.
+
+    Returns:
+        (float32[B, V] logits of the last token, cache, mask).
+    """
+    fused = model.embed(inputs)
+    decoder = model.language_decoder
+    mask = write_slots(mask, fused["attention_mask"], start)
+    image_ids = fused.get("image_ids")
+    if image_ids is not None:
+        free = ops.zeros(ops.shape(mask), dtype=image_ids.dtype)
+        image_ids = write_slots(free, image_ids, start)
+    hidden, cache = decoder(
+        fused["inputs"],
+        attention_mask=mask,
+        image_ids=image_ids,
+        cache=cache,
+        cache_index=start,
+        return_hidden=True,
+    )
+    return _logits(model, hidden[:, -1]), cache, mask
+
+
+def advance(model, tokens, cache, mask, slot):
+    """Return (float32[B, V] logits after int32[B] tokens, which take a slot; the cache)."""
+    hidden, cache = model.language_decoder(
+        ops.expand_dims(tokens, 1),
+        attention_mask=mask,
+        cache=cache,
+        cache_index=slot,
+        return_hidden=True,
+    )
+    return _logits(model, hidden[:, 0]), cache
+
+
+def score(model, logits, ids, cache, mask, start):
+    """Return float32[B, T]: the log-probability of each of int32[B, T] ids given all before it.
+
+    `logits` float32[B, V] are what `prefill` returned, `start` is the slot of the first id.
+    """
+    later, _ = model.language_decoder(
+        ids, attention_mask=mask, cache=cache, cache_index=start, return_hidden=True
+    )
+    later = _logits(model, later[:, :-1])
+    logits = ops.concatenate([ops.expand_dims(logits, 1), later], axis=1)
+    chosen = ops.take_along_axis(logits, ops.expand_dims(ids, 2), axis=2)[..., 0]
+    return chosen - ops.logsumexp(logits, axis=-1)
+
+
+def choose(model, logits, state: dict, i, options: dict, choice: Choice) -> dict:
+    """Return the state with the i-th new token chosen from float32[B, V] logits.
+
+    `options` holds `settings` of the sampler, `uniform` float32[B, N], `stop_ids` int32[K] and
+    `pad_id` int32[].
+    """
+    total = ops.logsumexp(logits, axis=-1)
+    scores = logits
+    if choice.penalises:
+        scores = penalised(scores, state["held"], options["settings"][0])
+    for processor in choice.processors:
+        scores = processor(scores, state["ids"], i)
+    if model.image_token_id is not None:
+        forbidden = ops.arange(model.vocab_size) == model.image_token_id
+        scores = ops.where(forbidden, -float("inf"), scores)
+    if choice.greedy:
+        token = ops.cast(ops.argmax(scores, axis=-1), "int32")
+    else:
+        token = draw(scores, options["settings"], ops.take(options["uniform"], i, axis=1))
+    column = ops.expand_dims(token, 1)
+    logprob = ops.take_along_axis(logits, column, axis=1)[:, 0] - total
+    ended = state["ended"]
+    token = ops.where(ended, options["pad_id"], token)
+    logprob = ops.where(ended, 0.0, logprob)
+    is_stop = ops.any(ops.equal(ops.expand_dims(token, 1), options["stop_ids"]), axis=1)
+    is_ith = ops.arange(ops.shape(state["ids"])[1]) == i
+    new = {
+        **state,
+        "token": token,
+        "ids": ops.where(is_ith, ops.expand_dims(token, 1), state["ids"]),
+        "logprobs": ops.where(is_ith, ops.expand_dims(logprob, 1), state["logprobs"]),
+        "ended": ops.logical_or(ended, is_stop),
+    }
+    if choice.penalises:
+        is_token = ops.equal(ops.arange(model.vocab_size), ops.expand_dims(token, 1))
+        new["held"] = ops.logical_or(state["held"], is_token)
+    return new
+
+
+def step(model, state: dict, i, start, options: dict, choice: Choice) -> dict:
+    """Return the state after the token chosen last went through the model and the i-th was chosen.
+
+    `start` is the slot of the first new token; the one chosen last takes slot start + i - 1.
+    """
+    logits, cache = advance(model, state["token"], state["cache"], state["mask"], start + i - 1)
+    return choose(model, logits, {**state, "cache": cache}, i, options, choice)
+
+
+def decode(model, state: dict, i, limit, start, options: dict, choice: Choice) -> tuple[Any, dict]:
+    """Choose the tokens i, i + 1, ... limit - 1, or until every row has ended.
+
+    Returns:
+        (the number of tokens chosen, state).
+    """
+
+    def goes_on(i, state):
+        return ops.logical_and(i < limit, ops.logical_not(ops.all(state["ended"])))
+
+    def body(i, state):
+        return i + 1, step(model, state, i, start, options, choice)
+
+    return ops.while_loop(goes_on, body, (i, state))
+
+
+def _logits(model, hidden):
+    logits = model.language_decoder.token_embedding(hidden, reverse=True)
+    return ops.cast(logits, "float32")

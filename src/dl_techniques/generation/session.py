@@ -1,0 +1,110 @@
+"""Session: one conversation whose cache is kept, so that a turn reads only what is new."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from keras import ops
+
+from dl_techniques.generation.buckets import bucket
+from dl_techniques.generation.engine import TOKEN_BUCKET, CacheState
+from dl_techniques.generation.prompts import Prompt
+
+
+class Session:
+    """Keeps the cache of a conversation between calls of `generate(..., session=...)`.
+
+    Of the next prompt, the longest beginning that the cache holds is not read again; an image is
+    held whole or not at all. A session belongs to the model and the weights that first used it.
+
+    Attributes:
+        reused: How many tokens of the last prompt were not read again.
+    """
+
+    def __init__(self):
+        self.reused = 0
+        self._model = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+        self._ids: list[int] = []
+        self._slots: list[int] = []
+        self._spans: list[tuple[int, str]] = []
+        self._cache = None
+        self._capacity = 0
+
+    def begin(self, model, prompt: Prompt, max_new_tokens: int):
+        """Return (the part of the prompt to read, the cache that holds the rest or None)."""
+        if self._model not in (None, model):
+            raise ValueError("A session cannot change its model: make a new Session.")
+        self._model = model
+        spans = _image_spans(model, prompt)
+        kept = self._shared(prompt, spans, model.tokens_per_image)
+        used = self._slots[kept - 1] + 1 if kept else 0
+        chunk = bucket(len(prompt.ids) - kept, TOKEN_BUCKET)
+        needed = used + chunk + bucket(max_new_tokens, TOKEN_BUCKET)
+        limit = model.language_decoder.max_positions
+        if kept and used + chunk + max_new_tokens > limit:
+            kept, used = 0, 0  # The gaps between the turns do not fit any more.
+        if not kept:
+            self.clear()
+        self.reused = kept
+        self._next = (prompt, spans, kept)
+        if not kept:
+            return prompt, None
+        rest = [k for k, (start, _) in enumerate(spans) if start >= kept]
+        part = Prompt(
+            prompt.ids[kept:],
+            [prompt.images[k] for k in rest],
+            [prompt.digests[k] for k in rest],
+        )
+        return part, self._grown(min(bucket(needed, TOKEN_BUCKET), limit), kept, used)
+
+    def finish(self, cache, start: int, new_ids: Sequence[int]) -> None:
+        """Keep a cache.
+
+        Args:
+            cache: Holds the prompt up to slot `start`, then the new ids.
+            start: The first new id's slot.
+            new_ids: The new ids that went through the model.
+        """
+        prompt, self._spans, kept = self._next
+        read = len(prompt.ids) - kept
+        self._ids = prompt.ids + [int(i) for i in new_ids]
+        self._slots = self._slots[:kept] + list(range(start - read, start + len(new_ids)))
+        self._cache = cache
+        self._capacity = cache[0][0].shape[1]
+
+    def _shared(self, prompt, spans, tokens_per_image) -> int:
+        """Return how many tokens of the prompt the cache holds."""
+        most = min(len(self._ids), len(prompt.ids) - 1)
+        same = np.equal(self._ids[:most], prompt.ids[:most])
+        kept = int(np.append(same, False).argmin())
+        pairs = zip(self._spans, spans, strict=False)
+        for (_, old), (start, new) in pairs:
+            if start < kept and old != new:
+                kept = start
+        for start, _ in spans:
+            if start < kept < start + tokens_per_image:
+                kept = start
+        return kept
+
+    def _grown(self, capacity, kept, used) -> CacheState:
+        capacity = max(capacity, self._capacity)
+        cache = self._cache
+        if capacity > self._capacity:
+            more = ((0, 0), (0, capacity - self._capacity), (0, 0), (0, 0))
+            cache = [tuple(ops.pad(x, more) for x in pair) for pair in cache]
+        mask = np.ones((1, capacity), bool)
+        mask[0, :used] = False
+        mask[0, self._slots[:kept]] = True
+        self._cache = None  # It is used up now.
+        return CacheState(cache, mask, used)
+
+
+def _image_spans(model, prompt):
+    """Return the place of each image's first placeholder, with the image's digest."""
+    if model.image_token_id is None:
+        raise ValueError("A session needs a model with image placeholders (fusion='placeholder').")
+    places = np.flatnonzero(np.equal(prompt.ids, model.image_token_id))
+    return list(zip(places[:: model.tokens_per_image].tolist(), prompt.digests, strict=True))

@@ -1,0 +1,120 @@
+"""VisionCache: embeddings of images that were encoded before."""
+
+import hashlib
+import io
+import json
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class VisionCache:
+    """The image embeddings used last, up to a number of bytes.
+
+    An entry's key is the digest of the image's encoded bytes (of an image in memory: its type,
+    shape and pixels), of the preprocessing's settings and of the encoder's weights, so that
+    neither another resize nor another training step ever gives an old embedding.
+
+    Args:
+        max_bytes: Entries used longest ago are dropped beyond it; an image larger than all of it
+            is not kept.
+    """
+
+    def __init__(self, max_bytes: int = 256 * 2**20):
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes={max_bytes} must be at least 0.")
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[str, Any] = OrderedDict()
+        self._bytes = self._hits = self._misses = 0
+
+    def get(self, key: str):
+        """Return float[T, D], or None."""
+        found = self._entries.get(key)
+        if found is None:
+            self._misses += 1
+            return None
+        self._hits += 1
+        self._entries.move_to_end(key)
+        return found
+
+    def put(self, key: str, embeds) -> None:
+        """Keep float[T, D] under a key."""
+        size = _bytes_of(embeds)
+        if key in self._entries or size > self.max_bytes:
+            return
+        self._entries[key] = embeds
+        self._bytes += size
+        while self._bytes > self.max_bytes:
+            _, oldest = self._entries.popitem(last=False)
+            self._bytes -= _bytes_of(oldest)
+
+    def stats(self) -> dict[str, int]:
+        """Return `hits`, `misses`, `entries`, `bytes` and `max_bytes`."""
+        return {
+            "hits": self._hits,
+            "misses": self._misses,
+            "entries": len(self._entries),
+            "bytes": self._bytes,
+            "max_bytes": self.max_bytes,
+        }
+
+    def clear(self) -> None:
+        """Drop every entry; the counts of hits and misses stay."""
+        self._entries.clear()
+        self._bytes = 0
+
+
+def image_digest(source: Any) -> str:
+    """Return the digest of an image source; see `VisionCache`.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    if isinstance(source, str | os.PathLike):
+        return _digest(b"encoded", Path(source).read_bytes())
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _digest(b"encoded", bytes(source))
+    if isinstance(source, io.IOBase):
+        where = source.tell()
+        data = source.read()
+        source.seek(where)
+        return _digest(b"encoded", data)
+    if hasattr(source, "read"):
+        return _digest(b"encoded", source.read())
+    if isinstance(source, np.ndarray):
+        return _digest(f"array {source.dtype} {source.shape}".encode(), source.tobytes())
+    kind = f"{type(source).__name__} {source.mode} {source.size} {source.getexif().get(0x0112)}"
+    palette = source.getpalette() if source.mode == "P" else None
+    return _digest(f"{kind} {palette} {source.info.get('transparency')}".encode(), source.tobytes())
+
+
+def settings_digest(settings: dict) -> str:
+    """Return the digest of JSON-ready settings."""
+    return _digest(json.dumps(settings, sort_keys=True).encode())
+
+
+def encoder_digest(model) -> str:
+    """Return a digest of the weights that make image embeddings, from sums over each of them."""
+    weights = [*model.vision_encoder.weights, *model.modality_projection.weights]
+    sums = []
+    for weight in weights:
+        value = ops.cast(weight.value, "float32")
+        sums += [ops.sum(value), ops.sum(ops.abs(value)), ops.sum(ops.square(value))]
+    return _digest(ops.convert_to_numpy(ops.stack(sums)).tobytes())
+
+
+def _digest(*parts: bytes) -> str:
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "little") + part)
+    return hashed.hexdigest()
+
+
+def _bytes_of(embeds) -> int:
+    bits = keras.backend.standardize_dtype(embeds.dtype).removeprefix("b").removeprefix("float")
+    return int(np.prod(embeds.shape)) * int(bits) // 8
