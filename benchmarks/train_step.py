@@ -11,9 +11,9 @@ import json
 
 import numpy as np
 from side_by_side import figure, measure, print_report, run_child
+from smolvlm_peer import IMAGE_ID, IMAGE_SIZE, IMAGE_TOKENS, VOCABULARY, smolvlm
 
-BATCH, LENGTH, IMAGE_TOKENS, IMAGE_SIZE = 2, 128, 49, 224
-VOCABULARY, IMAGE_ID = 49152, 49151
+BATCH, LENGTH = 2, 128
 
 
 def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -41,37 +41,8 @@ def our_step():
 def peer_step():
     """Return a function that does one step of SmolVLM in PyTorch eager."""
     import torch
-    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
-    config = SmolVLMConfig(
-        image_token_id=IMAGE_ID,
-        tie_word_embeddings=True,
-        scale_factor=2,
-        vision_config={
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "image_size": IMAGE_SIZE,
-            "patch_size": 16,
-        },
-        text_config={
-            "model_type": "llama",
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "vocab_size": VOCABULARY,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
-            "rms_norm_eps": 1e-5,
-            "tie_word_embeddings": True,
-            "pad_token_id": 0,
-        },
-    )
-    model = SmolVLMForConditionalGeneration(config).train()
-    count = sum(p.numel() for p in model.parameters())
-    assert count == 222_081_600, count
+    model = smolvlm().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     pixels, ids, labels = batch()
     inputs = {

@@ -42,13 +42,14 @@ def beam_search(
     beams, rows = search.num_beams, len(inputs["text_tokens"])
     reading = engine.read(inputs, max_new_tokens, pad_id)
     state = _State(reading, rows, beams, max_new_tokens, pad_id)
-    logits = ops.repeat(reading.logits[:rows], beams, axis=0)
+    logits = ops.repeat(reading.logits, beams, axis=0)
     for i in range(max_new_tokens):
         origin, tokens = state.extend(_log_probabilities(engine, logits), i, search, stop_ids)
         if i + 1 == max_new_tokens or state.done():
             break
         logits = state.feed(engine, origin, tokens, i)
-    return state.best(search)
+    ids, logprobs = state.best(search)
+    return ids[:rows], logprobs[:rows]
 
 
 def _log_probabilities(engine, logits):
@@ -65,21 +66,20 @@ def _log_probabilities(engine, logits):
 class _State:
     """Open continuations of every row, and the best finished one."""
 
-    def __init__(self, reading, rows, beams, length, pad_id):
+    def __init__(self, reading, real_rows, beams, length, pad_id):
+        rows = len(reading.inputs["text_tokens"])
         self.rows, self.beams, self.pad_id = rows, beams, pad_id
-        self.cache = [
-            tuple(ops.repeat(x[:rows], beams, axis=0) for x in pair) for pair in reading.cache
-        ]
-        self.mask = ops.repeat(reading.mask[:rows], beams, axis=0)
+        self.cache = [tuple(ops.repeat(x, beams, axis=0) for x in pair) for pair in reading.cache]
+        self.mask = ops.repeat(reading.mask, beams, axis=0)
         self.start = reading.start
         self.ids = np.full((rows, beams, length), pad_id, "int32")
         self.logprobs = np.zeros((rows, beams, length))
         # At first all continuations of a row are the same: only one of them counts.
         self.scores = np.full((rows, beams), -np.inf)
         self.scores[:, 0] = 0.0
-        self.finished = [(-np.inf, None, None)] * rows
+        self.finished = [(-np.inf, self.ids[0, 0], self.logprobs[0, 0])] * rows
         self.length = 0
-        self.row_done = np.zeros(rows, bool)
+        self.row_done = np.arange(rows) >= real_rows  # The rest fills the bucket.
 
     def extend(self, logprobs, i, search, stop_ids):
         """Keep each row's best open continuations; return int[B * beams] origins and ids."""
@@ -117,7 +117,9 @@ class _State:
             best_open = scores[row].max()
             longest = self.ids.shape[2] if search.length_penalty > 0 else self.length
             bound = best_open / longest**search.length_penalty
-            self.row_done[row] = self.finished[row][0] >= bound
+            best = self.finished[row][0]
+            # A single beam is greedy: it ends with its stop id, whatever could follow others.
+            self.row_done[row] = best >= bound or (self.beams == 1 and best > -np.inf)
         self.ids, self.logprobs = ids, kept_logprobs
         origin += np.arange(self.rows)[:, None] * self.beams
         return origin.ravel(), tokens.ravel()

@@ -27,6 +27,7 @@ class Request:
         stop_ids: A row ends with the first of these.
         pad_id: What stands after a row's end.
         processors: See `programs.Choice`.
+        known: Ids that an earlier cache holds, for samplers that penalise them.
     """
 
     max_new_tokens: int
@@ -35,6 +36,7 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     pad_id: int = 0
     processors: tuple = ()
+    known: tuple[int, ...] = ()
 
 
 class Engine:
@@ -208,6 +210,7 @@ class Decoding:
         }
         if sampler.penalises:
             state["held"] = _held(reading.inputs, engine.model.vocab_size)
+            state["held"][:, list(request.known)] = True
         state = engine.programs.choose(
             reading.logits, state, np.int32(0), self._options, self._choice
         )

@@ -34,9 +34,9 @@ class Sampler:
 
     def __post_init__(self):
         for name, good, wanted in (
-            ("repetition_penalty", self.repetition_penalty > 0, "> 0"),
-            ("temperature", self.temperature >= 0, ">= 0"),
-            ("top_k", self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number >= 0"),
+            ("repetition_penalty", 0 < self.repetition_penalty < np.inf, "> 0"),
+            ("temperature", 0 <= self.temperature < np.inf, ">= 0"),
+            ("top_k", self.top_k >= 0 and self.top_k % 1 == 0, "a whole number >= 0"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
         ):
@@ -89,9 +89,8 @@ def draw(logits, settings, uniform):
 def filtered_weights(logits, settings):
     """Return float32[B, V], proportional to the probabilities; zero for what is filtered out."""
     _, temperature, top_k, top_p, min_p = (settings[i] for i in range(5))
-    logits = logits / temperature
-    logits = logits - ops.max(logits, axis=-1, keepdims=True)
-    weights = ops.exp(logits)  # The likeliest has weight 1.
+    # The likeliest has weight 1, however small the temperature is.
+    weights = ops.exp((logits - ops.max(logits, axis=-1, keepdims=True)) / temperature)
     ordered = ops.flip(ops.sort(weights, axis=-1), axis=-1)
     rank = ops.arange(weights.shape[-1], dtype="float32")
     kept = ops.logical_or(rank < top_k, top_k < 1)

@@ -7,6 +7,12 @@ from keras import ops
 
 from dl_techniques.generation.buckets import bucket, pad_to
 from dl_techniques.generation.engine import TOKEN_BUCKET
+from dl_techniques.generation.generate import (
+    array_batch,
+    check_length,
+    longest_prompt,
+    prompt_positions,
+)
 from dl_techniques.generation.prompts import as_conversations, prompt_batch, read_prompt
 
 
@@ -25,21 +31,28 @@ class Score:
 
 def score(model, inputs, answers) -> list[Score]:
     """See `VisionLanguageModel.score`."""
-    conversations = as_conversations(inputs)
-    engine = model.generation_engine()
+    conversations, engine = as_conversations(inputs), model.generation_engine()
+    processor = getattr(model, "processor", None)
     if conversations is None:
-        batch = dict(inputs) if isinstance(inputs, dict) else {"text_tokens": np.asarray(inputs)}
+        batch = array_batch(model, inputs)
+        rows, positions = len(batch["text_tokens"]), prompt_positions(model, batch)
+    elif processor is None:
+        raise ValueError("Questions need a tokenizer: set model.processor, or give arrays.")
     else:
-        prompts = [read_prompt(model.processor, c) for c in conversations[0]]
-        batch = prompt_batch(engine, model, prompts, model.vision_cache)
-    rows = len(batch["text_tokens"])
-    if isinstance(answers, str) or len(answers) != rows:
+        prompts = [read_prompt(processor, conversation) for conversation in conversations[0]]
+        rows, positions = len(prompts), longest_prompt(model, prompts)
+    if not isinstance(answers, list | tuple | np.ndarray) or len(answers) != rows:
         raise ValueError(f"Expected an answer for each of {rows} prompts, got {answers!r:.200}.")
     answers = [_answer_ids(model, answer) for answer in answers]
-    longest = bucket(max(map(len, answers)), TOKEN_BUCKET)
+    longest = max(map(len, answers))
+    check_length(model, positions, longest, "answer tokens")
+    if conversations is not None:
+        batch = prompt_batch(engine, model, prompts, model.vision_cache)
+        model.batch_checks.check(batch)
+    longest = min(bucket(longest, TOKEN_BUCKET), model.language_decoder.max_positions - positions)
     ids = np.stack([pad_to(answer, longest, 0) for answer in answers])
-    model.batch_checks.check(batch)
-    reading = engine.read(batch, longest, 0)
+    pad_id = 1 if model.image_token_id == 0 else 0
+    reading = engine.read(batch, longest, pad_id)
     ids = pad_to(ids, reading.mask.shape[0], 0)
     scores = engine.programs.score(
         reading.logits, ids, reading.cache, reading.mask, np.int32(reading.start)

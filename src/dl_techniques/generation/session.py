@@ -1,6 +1,7 @@
 """Session: one conversation whose cache is kept, so that a turn reads only what is new."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from keras import ops
@@ -8,6 +9,39 @@ from keras import ops
 from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.engine import TOKEN_BUCKET, CacheState
 from dl_techniques.generation.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One prompt of a conversation on its way.
+
+    Attributes:
+        prompt: The whole conversation so far.
+        spans: The place of each image's first placeholder, with the image's digest.
+        slots: Of the cache, for the tokens that are not read again.
+        earlier: The cache that holds these, or None.
+    """
+
+    prompt: Prompt
+    spans: list[tuple[int, str]]
+    slots: list[int]
+    earlier: CacheState | None
+
+    @property
+    def known(self) -> list[int]:
+        """The ids that are not read again."""
+        return self.prompt.ids[: len(self.slots)]
+
+    @property
+    def part(self) -> Prompt:
+        """The rest of the prompt, which is to be read."""
+        kept = len(self.slots)
+        rest = [k for k, (start, _) in enumerate(self.spans) if start >= kept]
+        return Prompt(
+            self.prompt.ids[kept:],
+            [self.prompt.images[k] for k in rest],
+            [self.prompt.digests[k] for k in rest],
+        )
 
 
 class Session:
@@ -33,45 +67,43 @@ class Session:
         self._cache = None
         self._capacity = 0
 
-    def begin(self, model, prompt: Prompt, max_new_tokens: int):
-        """Return (the part of the prompt to read, the cache that holds the rest or None)."""
+    def begin(self, model, prompt: Prompt, max_new_tokens: int) -> Turn:
+        """Return the next turn, to which the cache passes until it is finished.
+
+        Raises:
+            ValueError: for another model than before, or one without image placeholders.
+        """
         if self._model not in (None, model):
             raise ValueError("A session cannot change its model: make a new Session.")
-        self._model = model
         spans = _image_spans(model, prompt)
+        self._model = model
         kept = self._shared(prompt, spans, model.tokens_per_image)
         used = self._slots[kept - 1] + 1 if kept else 0
         chunk = bucket(len(prompt.ids) - kept, TOKEN_BUCKET)
         needed = used + chunk + bucket(max_new_tokens, TOKEN_BUCKET)
         limit = model.language_decoder.max_positions
         if kept and used + chunk + max_new_tokens > limit:
-            kept, used = 0, 0  # The gaps between the turns do not fit any more.
-        if not kept:
-            self.clear()
+            kept = 0  # The gaps between the turns do not fit any more.
         self.reused = kept
-        self._next = (prompt, spans, kept)
-        if not kept:
-            return prompt, None
-        rest = [k for k, (start, _) in enumerate(spans) if start >= kept]
-        part = Prompt(
-            prompt.ids[kept:],
-            [prompt.images[k] for k in rest],
-            [prompt.digests[k] for k in rest],
-        )
-        return part, self._grown(min(bucket(needed, TOKEN_BUCKET), limit), kept, used)
+        earlier = self._grown(min(bucket(needed, TOKEN_BUCKET), limit), kept, used)
+        turn = Turn(prompt, spans, self._slots[:kept], earlier)
+        # A turn that is never finished leaves nothing behind.
+        self.clear()
+        return turn
 
-    def finish(self, cache, start: int, new_ids: Sequence[int]) -> None:
+    def finish(self, turn: Turn, cache, start: int, new_ids: Sequence[int]) -> None:
         """Keep a cache.
 
         Args:
+            turn: What `begin` returned.
             cache: Holds the prompt up to slot `start`, then the new ids.
             start: The first new id's slot.
             new_ids: The new ids that went through the model.
         """
-        prompt, self._spans, kept = self._next
-        read = len(prompt.ids) - kept
-        self._ids = prompt.ids + [int(i) for i in new_ids]
-        self._slots = self._slots[:kept] + list(range(start - read, start + len(new_ids)))
+        read = len(turn.prompt.ids) - len(turn.slots)
+        self._spans = turn.spans
+        self._ids = turn.prompt.ids + [int(i) for i in new_ids]
+        self._slots = turn.slots + list(range(start - read, start + len(new_ids)))
         self._cache = cache
         self._capacity = cache[0][0].shape[1]
 
@@ -89,7 +121,10 @@ class Session:
                 kept = start
         return kept
 
-    def _grown(self, capacity, kept, used) -> CacheState:
+    def _grown(self, capacity, kept, used) -> CacheState | None:
+        """Return the cache with room for `capacity` slots; None if nothing of it is kept."""
+        if not kept:
+            return None
         capacity = max(capacity, self._capacity)
         cache = self._cache
         if capacity > self._capacity:
@@ -98,7 +133,6 @@ class Session:
         mask = np.ones((1, capacity), bool)
         mask[0, :used] = False
         mask[0, self._slots[:kept]] = True
-        self._cache = None  # It is used up now.
         return CacheState(cache, mask, used)
 
 

@@ -1,8 +1,8 @@
 """VisionCache: embeddings of images that were encoded before."""
 
 import hashlib
-import io
 import json
+import math
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+
+from dl_techniques.preprocessing.images import open_image
 
 
 class VisionCache:
@@ -47,7 +49,8 @@ class VisionCache:
         size = _bytes_of(embeds)
         if key in self._entries or size > self.max_bytes:
             return
-        self._entries[key] = embeds
+        # On PyTorch a row of a batch would keep the whole batch in memory.
+        self._entries[key] = ops.copy(embeds)
         self._bytes += size
         while self._bytes > self.max_bytes:
             _, oldest = self._entries.popitem(last=False)
@@ -74,20 +77,19 @@ def image_digest(source: Any) -> str:
 
     Raises:
         OSError: if a file cannot be read.
+        ValueError: for what is no image source.
     """
     if isinstance(source, str | os.PathLike):
         return _digest(b"encoded", Path(source).read_bytes())
     if isinstance(source, bytes | bytearray | memoryview):
         return _digest(b"encoded", bytes(source))
-    if isinstance(source, io.IOBase):
-        where = source.tell()
-        data = source.read()
-        source.seek(where)
-        return _digest(b"encoded", data)
     if hasattr(source, "read"):
+        if hasattr(source, "seek"):
+            source.seek(0)  # An open file may have been read before.
         return _digest(b"encoded", source.read())
     if isinstance(source, np.ndarray):
         return _digest(f"array {source.dtype} {source.shape}".encode(), source.tobytes())
+    source = open_image(source, max_pixels=math.inf)  # Refuses what is no image.
     kind = f"{type(source).__name__} {source.mode} {source.size} {source.getexif().get(0x0112)}"
     palette = source.getpalette() if source.mode == "P" else None
     return _digest(f"{kind} {palette} {source.info.get('transparency')}".encode(), source.tobytes())
@@ -99,12 +101,16 @@ def settings_digest(settings: dict) -> str:
 
 
 def encoder_digest(model) -> str:
-    """Return a digest of the weights that make image embeddings, from sums over each of them."""
+    """Return a digest of the weights that make image embeddings, from sums over each of them.
+
+    One of the sums tells the same values in another order apart.
+    """
     weights = [*model.vision_encoder.weights, *model.modality_projection.weights]
     sums = []
     for weight in weights:
-        value = ops.cast(weight.value, "float32")
-        sums += [ops.sum(value), ops.sum(ops.abs(value)), ops.sum(ops.square(value))]
+        value = ops.reshape(ops.cast(weight.value, "float32"), (-1,))
+        place = ops.linspace(0.0, 1.0, value.shape[0])
+        sums += [ops.sum(value), ops.sum(ops.square(value)), ops.sum(value * place)]
     return _digest(ops.convert_to_numpy(ops.stack(sums)).tobytes())
 
 

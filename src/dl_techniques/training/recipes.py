@@ -134,7 +134,10 @@ RECIPES = {
     "easy_vqa": {
         **_FROM_SCRATCH,
         **_small_model(64, 8, 128, 4, 3, 2, 0.0),
-        "epochs": 6,
+        "isolate_turns": True,
+        "max_text_length": 192,
+        "augment": ["flip", "crop"],
+        "epochs": 12,
         "output_dir": "runs/easy_vqa",
     },
     "cifar10": {
