@@ -116,7 +116,7 @@ def test_generate_names_what_is_wrong(command, checkpoint, picture, tmp_path):
     check_one_line_error(command("generate", nowhere, picture, "Why?"), *expected)
     check_one_line_error(command("info", "nanovlm_giga"), "nanovlm_giga is no checkpoint folder")
     long = "Why? " * 20
-    check_one_line_error(command("generate", folder, picture, long), "max_text_length=64")
+    check_one_line_error(command("generate", folder, picture, long), "max_positions=64")
 
 
 def test_generate_refuses_damaged_checkpoints(command, checkpoint, picture, tmp_path):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dl_techniques.utils.compilation_cache import keep_compiled_programs
 from dl_techniques.utils.logger import logger
 from dl_techniques.utils.memory import keep_freed_memory
 
@@ -37,19 +38,22 @@ def generate(
     image: Annotated[Path, typer.Argument(help="Picture file.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest answer.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="0: all ids.")] = 50,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ):
     """Answer a question about a picture with a trained checkpoint."""
-    from dl_techniques.evaluation.question_answering import answer_questions
+    from dl_techniques.generation import Sampler
     from dl_techniques.training.run import load_checkpoint
 
-    model, processor = load_checkpoint(checkpoint)
-    messages = [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": ""},
-    ]
-    sample = {"id": str(image), "images": [image], "messages": messages}
-    (answered,) = answer_questions(model, processor, [sample], 1, max_new_tokens)
-    typer.echo(answered.answer)
+    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
+    model, _ = load_checkpoint(checkpoint)
+    messages = [{"role": "user", "content": question, "image": image}]
+    answer = model.generate(messages, max_new_tokens, sampler, seed=seed, stream=True)
+    for piece in answer:
+        typer.echo(piece, nl=False)
+    typer.echo()
 
 
 @app.command()
@@ -135,6 +139,7 @@ def run_command(command) -> None:
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
     keep_freed_memory()
+    keep_compiled_programs()
     try:
         command()
     except (ValueError, OSError, ImportError, FloatingPointError) as error:

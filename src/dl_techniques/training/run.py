@@ -100,7 +100,7 @@ def _save_settings(folder, processor, config):
 
 
 def load_checkpoint(folder: str | Path) -> tuple[NanoVLM, VQADataProcessor]:
-    """Return the trained model and its processor.
+    """Return the trained model and its processor, which is the model's too.
 
     Raises:
         ValueError: if the folder lacks a file.
@@ -108,7 +108,9 @@ def load_checkpoint(folder: str | Path) -> tuple[NanoVLM, VQADataProcessor]:
     path = Path(folder) / FINAL_MODEL
     if not path.is_file():
         raise ValueError(f"{folder} is no checkpoint folder: {path} does not exist.")
-    return keras.saving.load_model(path, compile=False), VQADataProcessor.load(folder)
+    model = keras.saving.load_model(path, compile=False)
+    model.processor = VQADataProcessor.load(folder)
+    return model, model.processor
 
 
 def load_data(config: dict) -> tuple[list, list]:
