@@ -54,8 +54,8 @@ class Programs:
         return self._call(programs.advance, None, (1,), tokens, cache, mask, slot)
 
     def score(self, logits, ids, cache, mask, start):
-        """See `programs.score`; cache is used up."""
-        return self._call(programs.score, None, (2,), logits, ids, cache, mask, start)
+        """See `programs.score`."""
+        return self._call(programs.score, None, (), logits, ids, cache, mask, start)
 
     def decode(self, state, i, limit, start, options, choice: Choice):
         """See `programs.decode`; state is used up."""
@@ -80,12 +80,19 @@ class Programs:
 
 
 def _shapes(args):
-    return str(keras.tree.map_structure(lambda x: (tuple(x.shape), str(x.dtype)), args))
+    # By path: the entries of a dict may come in any order.
+    leaves = keras.tree.flatten_with_path(args)
+    return tuple((path, tuple(x.shape), str(x.dtype)) for path, x in leaves)
 
 
 def _jax(model, function, used_up):
     """The weights are arguments, so that later training is seen."""
     import jax
+
+    from dl_techniques.generation.jax_products import split_products
+
+    if function.func is programs.decode:
+        function = partial(function, transform=split_products)
 
     @partial(jax.jit, donate_argnums=tuple(k + 1 for k in used_up))
     def pure(values, *args):

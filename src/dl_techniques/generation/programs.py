@@ -142,8 +142,12 @@ def step(model, state: dict, i, start, options: dict, choice: Choice) -> dict:
     return choose(model, logits, {**state, "cache": cache}, i, options, choice)
 
 
-def decode(model, state: dict, i, limit, start, options: dict, choice: Choice) -> tuple[Any, dict]:
+def decode(
+    model, state: dict, i, limit, start, options: dict, choice: Choice, transform=lambda f: f
+) -> tuple[Any, dict]:
     """Choose the tokens i, i + 1, ... limit - 1, or until every row has ended.
+
+    `transform` may give the step, a function of arrays, another form.
 
     Returns:
         (the number of tokens chosen, state).
@@ -152,8 +156,10 @@ def decode(model, state: dict, i, limit, start, options: dict, choice: Choice) -
     def goes_on(i, state):
         return ops.logical_and(i < limit, ops.logical_not(ops.all(state["ended"])))
 
+    one_step = transform(lambda *arrays: step(model, *arrays, choice))
+
     def body(i, state):
-        return i + 1, step(model, state, i, start, options, choice)
+        return i + 1, one_step(state, i, start, options)
 
     return ops.while_loop(goes_on, body, (i, state))
 
