@@ -1,6 +1,11 @@
 """Copies the weights of transformers' models into ours and runs theirs."""
 
 import numpy as np
+from tiny_models import fill
+
+from dl_techniques.models.nano_vlm import NanoVLM
+
+SMOLVLM_IMAGE_ID = 39
 
 
 def state_of(reference) -> dict:
@@ -62,14 +67,14 @@ def copy_language(decoder, state: dict, prefix: str) -> None:
     copy_norm(decoder.norm, state, f"{prefix}norm")
 
 
-def randomise(reference, seed: int = 0):
+def randomise(reference, seed: int = 0, scale: float = 0.1):
     """Give every weight a random value (biases and norms begin as zeros and ones) and return it."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in reference.named_parameters():
-            noise = 0.1 * torch.randn(weight.shape, generator=generator)
+            noise = scale * torch.randn(weight.shape, generator=generator)
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             weight.copy_(centre + noise)
     return reference.eval()
@@ -82,3 +87,57 @@ def run_reference(reference, **inputs):
     tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in inputs.items()}
     with torch.no_grad():
         return reference(**tensors, output_hidden_states=True)
+
+
+def tiny_smolvlm(**options):
+    """Return a random tiny SmolVLM of transformers; for the options see `randomise`."""
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+
+    config = SmolVLMConfig(
+        image_token_id=SMOLVLM_IMAGE_ID,
+        scale_factor=2,
+        tie_word_embeddings=True,
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 40,
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+            "pad_token_id": 0,
+        },
+    )
+    return randomise(SmolVLMForConditionalGeneration(config), **options)
+
+
+def smolvlm_of(state: dict):
+    """Return our model with the weights of `tiny_smolvlm`."""
+    model = NanoVLM(
+        {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+        | {"mlp_ratio": 2.0},
+        {"hidden_dim": 24, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 32}
+        | {"rope_theta": 100000.0, "max_positions": 64},
+        {"input_dim": 16, "output_dim": 24, "scale_factor": 2}
+        | {"use_gelu": False, "use_layer_norm": False, "use_bias": False},
+        vocab_size=40,
+        image_token_id=SMOLVLM_IMAGE_ID,
+    )
+    fill(model)
+    copy_vision(model.vision_encoder, state, "model.vision_model.")
+    connector = "model.connector.modality_projection.proj"
+    copy_linear(model.modality_projection.proj, state, connector)
+    copy_language(model.language_decoder, state, "model.text_model.")
+    return model

@@ -25,6 +25,61 @@ class Prompt:
     digests: list[str]
 
 
+@dataclass
+class Prompts:
+    """Checked prompts, of which nothing is computed yet.
+
+    Attributes:
+        rows: How many there are.
+        positions: Those of the longest, images included.
+        as_text: Whether they came as text, so that the result is text too.
+        single: Whether it was one, not a list.
+        read: The prompts, if they came as text.
+        arrays: Otherwise the batch.
+    """
+
+    rows: int
+    positions: int
+    as_text: bool = False
+    single: bool = False
+    read: list[Prompt] | None = None
+    arrays: dict | None = None
+
+    def batch(self, engine, model) -> dict:
+        """Return the batch; images of prompts that came as text are encoded now."""
+        if self.arrays is not None:
+            return self.arrays
+        batch = prompt_batch(engine, model, self.read, model.vision_cache)
+        model.batch_checks.check(batch)
+        return batch
+
+
+def gather_prompts(model, inputs, vision_embeds=None) -> Prompts:
+    """Return the prompts that `generate` and `score` were given.
+
+    Raises:
+        ValueError: for malformed prompts, or text without a processor.
+    """
+    conversations = as_conversations(inputs)
+    if conversations is None:
+        batch = array_batch(model, inputs, vision_embeds)
+        return Prompts(len(batch["text_tokens"]), _positions(model, batch), arrays=batch)
+    if vision_embeds is not None:
+        raise ValueError("vision_embeds go with arrays; a conversation holds its images.")
+    conversations, single = conversations
+    if model.processor is None:
+        raise ValueError(
+            "Questions need a tokenizer: set model.processor (load_checkpoint does), or give "
+            "arrays with 'text_tokens'."
+        )
+    read = [read_prompt(model.processor, conversation) for conversation in conversations]
+    longest = max(len(prompt.ids) for prompt in read)
+    if model.fusion == "prefix":
+        # Images before the text take as many slots in every row.
+        longest += model.tokens_per_image * max(len(prompt.images) for prompt in read)
+    return Prompts(len(read), longest, True, single, read)
+
+
 def as_conversations(inputs) -> tuple[list[list], bool] | None:
     """Return (conversations, whether there is only one), or None for prepared arrays.
 
@@ -83,6 +138,40 @@ def prompt_batch(engine, model, prompts: Sequence[Prompt], vision_cache=None) ->
         batch["vision_embeds"] = ops.reshape(flat, (len(rows), slots, *flat.shape[1:]))
         batch["num_images"] = np.array([len(prompt.images) for prompt in prompts], "int32")
     return batch
+
+
+def array_batch(model, inputs, vision_embeds=None) -> dict:
+    """Return a checked batch of arrays.
+
+    Raises:
+        ValueError: if it is packed, empty, or malformed.
+    """
+    batch = dict(inputs) if isinstance(inputs, dict) else {"text_tokens": inputs}
+    batch["text_tokens"] = np.asarray(batch["text_tokens"])
+    if vision_embeds is not None:
+        batch["vision_embeds"] = vision_embeds
+    refused = sorted({"segment_ids", "positions", "turn_ids"} & set(batch))
+    if refused:
+        raise ValueError(f"Prompts cannot be packed: remove {refused}.")
+    model.batch_checks.check(batch)
+    if not batch["text_tokens"].size:
+        raise ValueError(f"text_tokens {batch['text_tokens'].shape} hold no prompt.")
+    return batch
+
+
+def _positions(model, batch) -> int:
+    """Return the positions of the longest prompt, images included."""
+    mask, tokens = batch.get("attention_mask"), batch["text_tokens"]
+    longest = tokens.shape[1] if mask is None else int(np.sum(np.asarray(mask), axis=1).max())
+    if model.fusion == "placeholder":
+        return longest
+    embeds, images = batch.get("vision_embeds"), batch.get("images")
+    if embeds is not None:
+        return longest + embeds.shape[1] * embeds.shape[2]
+    if images is None:
+        return longest
+    slots = images.shape[1] if len(images.shape) == 5 else 1
+    return longest + (slots * model.count_image_tokens(*images.shape[-3:-1]) if slots else 0)
 
 
 def _encoded_images(engine, model, prompts, vision_cache):

@@ -5,15 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
+from dl_techniques.generation.arguments import check_length
 from dl_techniques.generation.buckets import bucket, pad_to
 from dl_techniques.generation.engine import TOKEN_BUCKET
-from dl_techniques.generation.generate import (
-    array_batch,
-    check_length,
-    longest_prompt,
-    prompt_positions,
-)
-from dl_techniques.generation.prompts import as_conversations, prompt_batch, read_prompt
+from dl_techniques.generation.prompts import gather_prompts
 
 
 @dataclass(frozen=True)
@@ -31,28 +26,17 @@ class Score:
 
 def score(model, inputs, answers) -> list[Score]:
     """See `VisionLanguageModel.score`."""
-    conversations, engine = as_conversations(inputs), model.generation_engine()
-    processor = getattr(model, "processor", None)
-    if conversations is None:
-        batch = array_batch(model, inputs)
-        rows, positions = len(batch["text_tokens"]), prompt_positions(model, batch)
-    elif processor is None:
-        raise ValueError("Questions need a tokenizer: set model.processor, or give arrays.")
-    else:
-        prompts = [read_prompt(processor, conversation) for conversation in conversations[0]]
-        rows, positions = len(prompts), longest_prompt(model, prompts)
+    prompts, engine = gather_prompts(model, inputs), model.generation_engine()
+    rows, positions = prompts.rows, prompts.positions
     if not isinstance(answers, list | tuple | np.ndarray) or len(answers) != rows:
         raise ValueError(f"Expected an answer for each of {rows} prompts, got {answers!r:.200}.")
     answers = [_answer_ids(model, answer) for answer in answers]
     longest = max(map(len, answers))
     check_length(model, positions, longest, "answer tokens")
-    if conversations is not None:
-        batch = prompt_batch(engine, model, prompts, model.vision_cache)
-        model.batch_checks.check(batch)
     longest = min(bucket(longest, TOKEN_BUCKET), model.language_decoder.max_positions - positions)
     ids = np.stack([pad_to(answer, longest, 0) for answer in answers])
     pad_id = 1 if model.image_token_id == 0 else 0
-    reading = engine.read(batch, longest, pad_id)
+    reading = engine.read(prompts.batch(engine, model), longest, pad_id)
     ids = pad_to(ids, reading.mask.shape[0], 0)
     scores = engine.programs.score(
         reading.logits, ids, reading.cache, reading.mask, np.int32(reading.start)
@@ -67,7 +51,7 @@ def score(model, inputs, answers) -> list[Score]:
 
 def _answer_ids(model, answer):
     if isinstance(answer, str):
-        if getattr(model, "processor", None) is None:
+        if model.processor is None:
             raise ValueError("Answers as text need model.processor; give ids, or set it.")
         answer = model.processor.encode_answer(answer)
     ids = np.asarray(answer)
