@@ -245,7 +245,8 @@ class VisionLanguageModel(keras.Model):
             vision_embeds: float[B, I, T, D] from `encode_vision`, instead of `images`.
             pad_token_id: What stands after a row's end. Default: the processor's, else 0.
             logits_processors: Functions (logits float32[B, V], ids int32[B, >= N], i) -> logits,
-                where ids[:, :i] are the new ids so far; they are compiled (use `keras.ops`).
+                where ids[:, :i] are the new ids so far; they are compiled (use `keras.ops`), a
+                function of its own every time anew.
             session: A `Session`: the cache of a conversation is kept for its next turn.
 
         Returns:
