@@ -466,6 +466,14 @@ def test_stops_of_the_template_are_the_default(chat):
     assert chat.generate(ids, stop_ids=[], **said)[0].tolist() == expected + [2] * (NEW - 4)
 
 
+def test_stops_of_the_model_join_those_of_the_template(chat, monkeypatch):
+    said = {"logits_processors": [spelled(" ab")], "max_new_tokens": NEW}
+    monkeypatch.setattr(chat, "stop_ids", (ord("b"),))
+    assert chat.generate("hm?", **said) == "a"
+    monkeypatch.setattr(chat, "stop_ids", (ord("z"),))
+    assert chat.generate("hm?", **said) == "ab"
+
+
 # Refusals.
 
 

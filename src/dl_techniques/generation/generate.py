@@ -37,7 +37,7 @@ def generate(
     if stop_strings and processor is None:
         raise ValueError("Stop strings need a tokenizer: set model.processor.")
     if stop_ids is None:
-        stop_ids = () if processor is None else processor.stop_ids
+        stop_ids = {*model.stop_ids, *(() if processor is None else processor.stop_ids)}
     stop_ids = checked_stop_ids(model, stop_ids)
     if pad_token_id is None:
         pad_token_id = 0 if processor is None else processor.pad_token_id

@@ -49,6 +49,7 @@ class VisionLanguageModel(keras.Model):
         processor: Turns texts and messages into arrays and back (`VQADataProcessor`), or None.
         vision_cache: Keeps embeddings of images between calls of `generate` (`VisionCache`), or
             None.
+        stop_ids: End tokens that a checkpoint's configuration names.
 
     Returns:
         float[B, S, vocab_size] logits; with prefix fusion float[B, I * tokens_per_image + S, ...].
@@ -100,6 +101,7 @@ class VisionLanguageModel(keras.Model):
         )
         self.processor = None
         self.vision_cache = None
+        self.stop_ids = ()
         self._build_parts()
 
     def _build_parts(self):
@@ -234,7 +236,7 @@ class VisionLanguageModel(keras.Model):
             max_new_tokens: N, the most new tokens per row.
             sampler: "greedy", "sample", a `Sampler` or a `BeamSearch`.
             stop_ids: A row ends with the first of these (which is part of the ids). Default: those
-                of the processor's tokenizer and template; without a processor, none.
+                of the processor's tokenizer and template and of the model (`stop_ids`), together.
             stop_strings: A row ends where its text has one of these, which is not part of the text.
             seed: What a `Sampler` draws depends on the row's seed alone, never on its neighbours:
                 int[B], or an int for the seeds seed, seed + 1, ...
