@@ -39,9 +39,17 @@ def run_python(code, absent=()):
     return result.stdout.split()
 
 
+# Modules named after a backend are for it alone; `generation/backends.py` imports them there.
 IMPORT_ALL = """
+import os
 import dl_techniques
 names = [m.name for m in pkgutil.walk_packages(dl_techniques.__path__, "dl_techniques.")]
+own = os.environ["KERAS_BACKEND"]
+names = [
+    name
+    for name in names
+    if not name.split(".")[-1].startswith(tuple({"jax_", "torch_"} - {own + "_"}))
+]
 for name in names:
     importlib.import_module(name)
 """

@@ -1,0 +1,23 @@
+"""Checkpoints of SigLIP, Llama, Qwen2, nanoVLM and SmolVLM: read, checked, converted, written."""
+
+from dl_techniques.checkpoints.exporting import (
+    export_decoder,
+    export_nanovlm,
+    export_smolvlm,
+    export_vision_encoder,
+    save_weights,
+)
+from dl_techniques.checkpoints.key_maps import KEY_MAPS
+from dl_techniques.checkpoints.loading import load_weights
+from dl_techniques.checkpoints.safetensors_io import Checkpoint
+
+__all__ = [
+    "KEY_MAPS",
+    "Checkpoint",
+    "export_decoder",
+    "export_nanovlm",
+    "export_smolvlm",
+    "export_vision_encoder",
+    "load_weights",
+    "save_weights",
+]
