@@ -202,7 +202,7 @@ class Decoding:
             "pad_id": np.int32(request.pad_id),
         }
         if not sampler.is_greedy:
-            self._options["uniform"] = uniform_numbers(seeds, 0, room)
+            self._options["uniform"] = uniform_numbers(seeds, room)
         state = {
             "ended": np.arange(batch) >= rows,
             "ids": np.full((batch, room), request.pad_id, "int32"),

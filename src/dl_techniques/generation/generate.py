@@ -1,4 +1,4 @@
-"""What `VisionLanguageModel.generate` runs: checks, then a run or a beam search."""
+"""`VisionLanguageModel.generate`: checks, then a run or a beam search."""
 
 from dl_techniques.generation.arguments import (
     check_length,
@@ -13,25 +13,56 @@ from dl_techniques.generation.beam_search import BeamSearch, beam_search
 from dl_techniques.generation.engine import Request
 from dl_techniques.generation.prompts import gather_prompts
 from dl_techniques.generation.run import Run
+from dl_techniques.generation.sampling import Sampler
 from dl_techniques.generation.text_stream import TextStream
 
 
 def generate(
     model,
     inputs,
-    max_new_tokens,
-    sampler,
-    stop_ids,
-    stop_strings,
-    seed,
-    stream,
-    return_logprobs,
-    vision_embeds,
-    pad_token_id,
-    logits_processors,
-    session,
+    max_new_tokens: int = 64,
+    sampler: str | Sampler | BeamSearch = "greedy",
+    stop_ids=None,
+    stop_strings=(),
+    seed=0,
+    stream: bool = False,
+    return_logprobs: bool = False,
+    vision_embeds=None,
+    pad_token_id: int | None = None,
+    logits_processors=(),
+    session=None,
 ):
-    """See `VisionLanguageModel.generate`."""
+    """Continue prompts: a method of `VisionLanguageModel`.
+
+    Args:
+        model: The model itself.
+        inputs: A question (text), a conversation (a list of messages), or a list of these, for
+            models with a `processor`; or arrays as for a call, padded on either side.
+        max_new_tokens: N, the most new tokens per row.
+        sampler: "greedy", "sample", a `Sampler` or a `BeamSearch`.
+        stop_ids: A row ends with the first of these (which is part of the ids). Default: those
+            of the processor's tokenizer and template and of the model (`stop_ids`), together.
+        stop_strings: A row ends where its text has one of these, which is not part of the text.
+        seed: What a `Sampler` draws depends on the row's seed alone, never on its neighbours:
+            int[B], or an int for the seeds seed, seed + 1, ...
+        stream: Return an iterator of pieces instead: texts, of several rows lists of them; or
+            int32[B] ids, one column after the other. Closing it ends the work.
+        return_logprobs: Return (result, float32[B, N]): the model's log-probability of each new
+            id, before any sampler; 0 after a row's end.
+        vision_embeds: float[B, I, T, D] from `encode_vision`, instead of `images`.
+        pad_token_id: What stands after a row's end. Default: the processor's, else 0.
+        logits_processors: Functions (logits float32[B, V], ids int32[B, >= N], i) -> logits,
+            where ids[:, :i] are the new ids so far; they are compiled (use `keras.ops`), a
+            function of its own every time anew.
+        session: A `Session`: the cache of a conversation is kept for its next turn.
+
+    Returns:
+        Texts for texts (one for one), else int32[B, N] new ids.
+
+    Raises:
+        ValueError: if prompt and new tokens together exceed the decoder's `max_positions`, or
+            an argument is malformed; before anything is computed.
+    """
     sampler, processor = find_sampler(sampler), model.processor
     stop_strings = checked_stop_strings(stop_strings)
     if stop_strings and processor is None:

@@ -102,13 +102,10 @@ def filtered_weights(logits, settings):
     return ops.where(weights >= ops.maximum(smallest, min_p), weights, 0.0)
 
 
-def uniform_numbers(seeds: np.ndarray, start: int, count: int) -> np.ndarray:
-    """Return float32[B, count] in [0, 1): the numbers start, start + 1, ... of each row's stream.
+def uniform_numbers(seeds: np.ndarray, count: int) -> np.ndarray:
+    """Return float32[B, count] in [0, 1): the first numbers of each row's stream.
 
     A row's numbers depend on its seed and the place alone, on every backend.
     """
-    rows = [
-        np.random.Generator(np.random.Philox(key=int(seed))).random(start + count)[start:]
-        for seed in seeds
-    ]
+    rows = [np.random.Generator(np.random.Philox(key=int(seed))).random(count) for seed in seeds]
     return np.minimum(np.array(rows), 1 - 2**-24).astype("float32").reshape(len(seeds), count)

@@ -25,7 +25,16 @@ class Score:
 
 
 def score(model, inputs, answers) -> list[Score]:
-    """See `VisionLanguageModel.score`."""
+    """Return the log-likelihood of one answer per prompt: a method of `VisionLanguageModel`.
+
+    Args:
+        model: The model itself.
+        inputs: Prompts, as for `generate`.
+        answers: For each a text, to which the template's end of an answer is added, or its ids.
+
+    Raises:
+        ValueError: if their numbers differ or an answer is empty.
+    """
     prompts, engine = gather_prompts(model, inputs), model.generation_engine()
     rows, positions = prompts.rows, prompts.positions
     if not isinstance(answers, list | tuple | np.ndarray) or len(answers) != rows:

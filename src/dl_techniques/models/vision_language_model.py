@@ -5,8 +5,7 @@ from keras import ops
 
 from dl_techniques.generation.engine import Engine
 from dl_techniques.generation.generate import generate
-from dl_techniques.generation.sampling import Sampler
-from dl_techniques.generation.scoring import Score, score
+from dl_techniques.generation.scoring import score
 from dl_techniques.layers.modality_projection import ModalityProjection
 from dl_techniques.layers.vision_transformer_siglip import SigLIPVisionTransformer
 from dl_techniques.losses.nanovlm_loss import supervised_token_count
@@ -213,78 +212,9 @@ class VisionLanguageModel(keras.Model):
         self.batch_checks.check(x, y)
         return super().test_on_batch(x, y, *args, **kwargs)
 
-    def generate(
-        self,
-        inputs,
-        max_new_tokens: int = 64,
-        sampler: str | Sampler = "greedy",
-        stop_ids=None,
-        stop_strings=(),
-        seed=0,
-        stream: bool = False,
-        return_logprobs: bool = False,
-        vision_embeds=None,
-        pad_token_id: int | None = None,
-        logits_processors=(),
-        session=None,
-    ):
-        """Continue prompts.
-
-        Args:
-            inputs: A question (text), a conversation (a list of messages), or a list of these, for
-                models with a `processor`; or arrays as for a call, padded on either side.
-            max_new_tokens: N, the most new tokens per row.
-            sampler: "greedy", "sample", a `Sampler` or a `BeamSearch`.
-            stop_ids: A row ends with the first of these (which is part of the ids). Default: those
-                of the processor's tokenizer and template and of the model (`stop_ids`), together.
-            stop_strings: A row ends where its text has one of these, which is not part of the text.
-            seed: What a `Sampler` draws depends on the row's seed alone, never on its neighbours:
-                int[B], or an int for the seeds seed, seed + 1, ...
-            stream: Return an iterator of pieces instead: texts, of several rows lists of them; or
-                int32[B] ids, one column after the other. Closing it ends the work.
-            return_logprobs: Return (result, float32[B, N]): the model's log-probability of each new
-                id, before any sampler; 0 after a row's end.
-            vision_embeds: float[B, I, T, D] from `encode_vision`, instead of `images`.
-            pad_token_id: What stands after a row's end. Default: the processor's, else 0.
-            logits_processors: Functions (logits float32[B, V], ids int32[B, >= N], i) -> logits,
-                where ids[:, :i] are the new ids so far; they are compiled (use `keras.ops`), a
-                function of its own every time anew.
-            session: A `Session`: the cache of a conversation is kept for its next turn.
-
-        Returns:
-            Texts for texts (one for one), else int32[B, N] new ids.
-
-        Raises:
-            ValueError: if prompt and new tokens together exceed the decoder's `max_positions`, or
-                an argument is malformed; before anything is computed.
-        """
-        return generate(
-            self,
-            inputs,
-            max_new_tokens,
-            sampler,
-            stop_ids,
-            stop_strings,
-            seed,
-            stream,
-            return_logprobs,
-            vision_embeds,
-            pad_token_id,
-            logits_processors,
-            session,
-        )
-
-    def score(self, inputs, answers) -> list[Score]:
-        """Return the log-likelihood of one answer per prompt.
-
-        Args:
-            inputs: Prompts, as for `generate`.
-            answers: For each a text, to which the template's end of an answer is added, or its ids.
-
-        Raises:
-            ValueError: if their numbers differ or an answer is empty.
-        """
-        return score(self, inputs, answers)
+    # Methods that live with what they run.
+    generate = generate
+    score = score
 
     def generation_engine(self) -> Engine:
         """Return what runs this model's compiled programs of generation."""
