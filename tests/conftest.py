@@ -52,6 +52,24 @@ def data_folder() -> pathlib.Path:
     return pathlib.Path(os.environ[DATA_VARIABLE])
 
 
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """The command line: arguments -> (exit code, stdout, stderr)."""
+    from dl_techniques import cli
+
+    monkeypatch.setattr("logging.basicConfig", lambda **kwargs: None)
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["dl-techniques", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return end.value.code or 0, out, err
+
+    return call
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out the tests marked `data` where no data is named."""
     if os.environ.get(DATA_VARIABLE):

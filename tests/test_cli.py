@@ -3,32 +3,17 @@
 import keras
 import numpy as np
 import pytest
+from command_line import check_one_line_error
 from PIL import Image
 from tiny_models import IMAGE_SIZE, tiny_nanovlm
 
-from dl_techniques import __version__, cli
+from dl_techniques import __version__
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.question_answering import answer_questions
 from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 from dl_techniques.training import run
 from dl_techniques.training.recipes import get_recipe
-
-
-@pytest.fixture
-def command(monkeypatch, capfd):
-    """Return arguments -> (exit code, stdout, stderr)."""
-    monkeypatch.setattr("logging.basicConfig", lambda **kwargs: None)
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["dl-techniques", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +37,6 @@ def picture(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), "uint8")
     Image.fromarray(pixels).save(path)
     return path
-
-
-def check_one_line_error(result, *parts):
-    code, out, err = result
-    assert (code, out) == (1, "")
-    (line,) = err.strip().splitlines()
-    assert line.startswith("Error: ")
-    for part in parts:
-        assert part in line
 
 
 def test_info_names_versions_and_models(command):
@@ -112,9 +88,9 @@ def test_generate_names_what_is_wrong(command, checkpoint, picture, tmp_path):
     check_one_line_error(command("generate", folder, text, "Why?"), str(text))
     check_one_line_error(command("generate", folder, tmp_path, "Why?"), str(tmp_path))
     nowhere = tmp_path / "nowhere"
-    expected = (str(nowhere), "no checkpoint folder")
+    expected = (str(nowhere), "There is no folder")
     check_one_line_error(command("generate", nowhere, picture, "Why?"), *expected)
-    check_one_line_error(command("info", "nanovlm_giga"), "nanovlm_giga is no checkpoint folder")
+    check_one_line_error(command("info", "nanovlm_giga"), "There is no 'nanovlm_giga'")
     long = "Why? " * 20
     check_one_line_error(command("generate", folder, picture, long), "max_positions=64")
 
@@ -127,8 +103,8 @@ def test_generate_refuses_damaged_checkpoints(command, checkpoint, picture, tmp_
     model.write_bytes(model.read_bytes()[:1000])
     check_one_line_error(command("generate", tmp_path, picture, "Why?"), "nanovlm_final.keras")
     model.write_bytes((folder / model.name).read_bytes())
-    (tmp_path / "processor.json").unlink()
-    check_one_line_error(command("generate", tmp_path, picture, "Why?"), "processor.json")
+    (tmp_path / "preprocessor_config.json").unlink()
+    check_one_line_error(command("generate", tmp_path, picture, "Why?"), "preprocessor_config.json")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The command line: `dl-techniques train | generate | info`."""
+"""The command line: `dl-techniques train | generate | convert | info`."""
 
 import json
 import logging
@@ -34,7 +34,9 @@ def train(context: typer.Context):
 
 @app.command()
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that a training run has written.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Training run, preset folder, or hf://owner/name.")
+    ],
     image: Annotated[Path, typer.Argument(help="Picture file.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
@@ -42,13 +44,15 @@ def generate(
     top_k: Annotated[int, typer.Option(help="0: all ids.")] = 50,
     top_p: Annotated[float, typer.Option()] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hf://owner/name, if the checkpoint has none.")
+    ] = None,
 ):
     """Answer a question about a picture with a trained checkpoint."""
     from dl_techniques.generation import Sampler
-    from dl_techniques.training.run import load_checkpoint
 
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
-    model, _ = load_checkpoint(checkpoint)
+    model = _load(checkpoint, tokenizer=tokenizer)
     messages = [{"role": "user", "content": question, "image": image}]
     answer = model.generate(messages, max_new_tokens, sampler, seed=seed, stream=True)
     for piece in answer:
@@ -57,28 +61,68 @@ def generate(
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="Training run, .keras file, folder, or hf://owner/name.")
+    ],
+    target: Annotated[Path, typer.Argument(help="Folder; with --to keras also a .keras file.")],
+    to: Annotated[str, typer.Option(help="keras, nanovlm, smolvlm, llama or siglip.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16; none: as it is.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hf://owner/name, if the source has none.")
+    ] = None,
+    weights_only: Annotated[
+        bool, typer.Option(help="Neither tokenizer nor image settings.")
+    ] = False,
+):
+    """Convert a checkpoint into another format."""
+    from dl_techniques.checkpoints.converting import convert
+
+    options = {"processor": None} if weights_only else {"tokenizer": tokenizer}
+    convert(_load(source, revision=revision, **options), target, to, dtype)
+    typer.echo(f"{target} written.")
+
+
+def _load(source: str, **options):
+    """Return the model, or the part of one, of a training run or of any other source."""
+    from dl_techniques.checkpoints.converting import load_any
+    from dl_techniques.models.nano_vlm import NanoVLM
+    from dl_techniques.training.run import FINAL_MODEL, load_checkpoint
+
+    if (Path(source) / FINAL_MODEL).is_file():
+        return load_checkpoint(source)[0]
+    return load_any(source, NanoVLM, **options)
+
+
+@app.command()
 def info(
     target: Annotated[
-        str | None, typer.Argument(help="Checkpoint folder or model name; none: all models.")
+        str | None,
+        typer.Argument(help="Folder, weights file, training run or model name; none: all models."),
     ] = None,
 ):
-    """Show versions, or the parts and parameters of a model."""
+    """Show versions, or the format, parts and parameters of a model."""
     import keras
 
     from dl_techniques import __version__
-    from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS, analyze_model_size
+    from dl_techniques.checkpoints.inspection import describe
+    from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS, NanoVLM, analyze_model_size
+    from dl_techniques.training.run import FINAL_MODEL
 
     if target is None:
         typer.echo(f"dl_techniques {__version__}, keras {keras.__version__}")
         typer.echo(f"backend {keras.backend.backend()}")
         for name, config in NANOVLM_CONFIGS.items():
             typer.echo(f"{name:18s} {config['total_params']:>13,} parameters")
-        return
-    if target not in NANOVLM_CONFIGS:
-        from dl_techniques.training.run import load_checkpoint
-
-        target, _ = load_checkpoint(target)
-    typer.echo(str(analyze_model_size(target)))
+    elif target in NANOVLM_CONFIGS:
+        typer.echo(str(analyze_model_size(target)))
+    elif (Path(target) / FINAL_MODEL).is_file():
+        typer.echo(str(analyze_model_size(_load(target))))
+    else:
+        typer.echo(describe(target, NanoVLM))
 
 
 def train_command(arguments: list[str], get_config) -> None:

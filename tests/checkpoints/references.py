@@ -113,6 +113,94 @@ def siglip(**changes):
     return randomise(SiglipVisionModel(SiglipVisionConfig(**{**VISION, **changes})))
 
 
+def clip(**changes):
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    return randomise(CLIPVisionModel(CLIPVisionConfig(**{**VISION, **changes})))
+
+
+def whole_clip():
+    from transformers import CLIPConfig, CLIPModel
+
+    text = {k: SIZES[k] for k in SIZES if k != "num_key_value_heads"}
+    return randomise(CLIPModel(CLIPConfig(text_config=text, vision_config=VISION)))
+
+
+# Fields of InternViT's own config that tell its two kinds apart.
+INTERNVIT_KINDS = {
+    "6b": {"norm_type": "rms_norm", "qkv_bias": False, "qk_normalization": True},
+    "300m": {"norm_type": "layer_norm", "qkv_bias": True, "qk_normalization": False},
+}
+
+
+def internvit(kind):
+    """Return transformers' InternViT, which is published with another config and other keys."""
+    from transformers import InternVLVisionConfig, InternVLVisionModel
+
+    fields = INTERNVIT_KINDS[kind]
+    config = InternVLVisionConfig(
+        **VISION,
+        norm_type=fields["norm_type"],
+        attention_bias=fields["qkv_bias"],
+        use_qk_norm=fields["qk_normalization"],
+    )
+    return randomise(InternVLVisionModel(config))
+
+
+def internvit_config(kind):
+    """Return the published kind of config of `internvit`."""
+    return {**VISION, **INTERNVIT_KINDS[kind], "model_type": "intern_vit_6b"}
+
+
+_INTERNVIT_NAMES = (
+    ("embeddings.cls_token", "embeddings.class_embedding"),
+    ("embeddings.position_embeddings", "embeddings.position_embedding"),
+    ("embeddings.patch_embeddings.projection.", "embeddings.patch_embedding."),
+    ("encoder.layer.", "encoder.layers."),
+    (".layernorm_before.", ".norm1."),
+    (".layernorm_after.", ".norm2."),
+    (".lambda_", ".ls"),
+    (".attention.projection_layer.", ".attn.proj."),
+    (".attention.", ".attn."),
+)
+
+
+def internvit_state(reference):
+    """Return the weights of `internvit` under the published keys."""
+    state = {}
+    for key, value in state_of(reference).items():
+        for new, published in _INTERNVIT_NAMES:
+            key = key.replace(new, published)
+        state[key] = value
+    for key in [key for key in state if ".q_proj." in key]:
+        parts = [state.pop(key.replace(".q_proj.", f".{name}_proj.")) for name in "qkv"]
+        state[key.replace(".q_proj.", ".qkv.")] = np.concatenate(parts)
+    return state
+
+
+def with_dummy_heads(state, width, seed=1):
+    """Return InternViT's weights with heads that do nothing behind the real ones.
+
+    Their queries, keys and values are random, but the output projection ignores them.
+    """
+    generator = np.random.default_rng(seed)
+
+    def padded(block):
+        rows = generator.standard_normal((width - len(block), *block.shape[1:]))
+        return np.concatenate([block, rows.astype(block.dtype)])
+
+    def changed(key, value):
+        if ".qkv." in key:
+            return np.concatenate([padded(block) for block in np.split(value, 3)])
+        if "q_norm" in key or "k_norm" in key:
+            return padded(value)
+        if key.endswith(".attn.proj.weight"):
+            return np.pad(value, ((0, 0), (0, width - value.shape[1])))
+        return value
+
+    return {key: changed(key, value) for key, value in state.items()}
+
+
 def smolvlm(kind="smolvlm", tied=False):
     import transformers
 

@@ -125,7 +125,7 @@ def test_save_and_load_carry_everything(tmp_path):
     one, other = processor.process(sample), loaded.process(sample)
     for key in one:
         assert np.array_equal(one[key], other[key])
-    json.loads((tmp_path / "a" / "b" / "processor.json").read_text())
+    json.loads((tmp_path / "a" / "b" / "preprocessor_config.json").read_text())
     with pytest.raises(ValueError, match=r"processor\.json"):
         VQADataProcessor.load(tmp_path)
     with pytest.raises(ValueError, match="CharacterTokenizer"):

@@ -49,6 +49,26 @@ def test_rotary_positions_and_query_key_norm():
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_query_key_norm_over_the_whole_width():
+    layer = _layer(qk_norm="width", norm_epsilon=0.01)
+    x, w = np.float64(_x()), reference.weights(layer)
+    assert w["q_norm/scale"].shape == (16,) and w["k_norm/scale"].shape == (8,)
+    query, key, value = (reference.dense(x, reference.part(w, f"{n}_proj")) for n in "qkv")
+    query = reference.rms_norm(query, reference.part(w, "q_norm"), 0.01).reshape(2, 5, 4, 4)
+    key = reference.rms_norm(key, reference.part(w, "k_norm"), 0.01).reshape(2, 5, 2, 4)
+    key, value = (np.repeat(part.reshape(2, 5, 2, 4), 2, axis=2) for part in (key, value))
+    weights = np.exp(np.einsum("btnh,bsnh->bnts", query, key) / 2)
+    weights /= weights.sum(-1, keepdims=True)
+    out = np.einsum("bnts,bsnh->btnh", weights, value).reshape(2, 5, 16)
+    expected = reference.dense(out, reference.part(w, "o_proj"))
+    np.testing.assert_allclose(run(layer, _x()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_unknown_query_key_norm():
+    with pytest.raises(ValueError, match="qk_norm='head' must be False, True"):
+        GroupedQueryAttention(16, 4, qk_norm="head")
+
+
 def test_head_dim_of_its_own():
     layer = _layer(head_dim=6)
     assert reference.weights(layer)["q_proj/kernel"].shape == (16, 24)

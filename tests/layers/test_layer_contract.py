@@ -6,6 +6,7 @@ import pytest
 from tiny_models import fill, relative_path, run
 
 from dl_techniques import layers
+from dl_techniques.layers.transformer_blocks import LayerScale
 from dl_techniques.models.language_decoder import LanguageDecoder
 
 # name -> (layer factory, symbolic shapes, two concrete lists of shapes, output shapes)
@@ -52,6 +53,18 @@ CASES = {
         [[(2, 3, 8)], [(1, 5, 8)]],
         [(2, 3, 8), (1, 5, 8)],
     ),
+    "attention_with_a_norm_over_the_width": (
+        lambda **k: layers.GroupedQueryAttention(8, 4, 2, qk_norm="width", **k),
+        [(None, None, 8)],
+        [[(2, 3, 8)], [(1, 5, 8)]],
+        [(2, 3, 8), (1, 5, 8)],
+    ),
+    "layer_scale": (
+        lambda **k: LayerScale(0.5, **k),
+        [(None, None, 8)],
+        [[(2, 3, 8)], [(1, 5, 8)]],
+        [(2, 3, 8), (1, 5, 8)],
+    ),
     "encoder_block": (
         lambda **k: layers.EncoderBlock(8, 2, 16, **k),
         [(None, None, 8)],
@@ -69,6 +82,45 @@ CASES = {
         [(None, None, None, 3)],
         [[(2, 16, 16, 3)], [(1, 24, 16, 3)]],
         [(2, 17, 8), (1, 25, 8)],
+    ),
+    "clip_vision_transformer": (
+        lambda **k: layers.VisionTransformer(
+            16,
+            4,
+            8,
+            1,
+            2,
+            class_token=True,
+            activation="quick_gelu",
+            use_patch_bias=False,
+            use_pre_norm=True,
+            use_final_norm=False,
+            **k,
+        ),
+        [(None, None, None, 3)],
+        [[(2, 16, 16, 3)], [(1, 24, 16, 3)]],
+        [(2, 17, 8), (1, 25, 8)],
+    ),
+    "intern_vision_transformer": (
+        lambda **k: layers.VisionTransformer(
+            16,
+            4,
+            8,
+            1,
+            2,
+            class_token=True,
+            activation="gelu",
+            norm_type="rms",
+            use_qkv_bias=False,
+            qk_norm="width",
+            layer_scale=0.1,
+            use_final_norm=False,
+            drop_class_token=True,
+            **k,
+        ),
+        [(None, None, None, 3)],
+        [[(2, 16, 16, 3)], [(1, 24, 16, 3)]],
+        [(2, 16, 8), (1, 24, 8)],
     ),
     "siglip_vision_transformer": (
         lambda **k: layers.SigLIPVisionTransformer((16, 8), 4, 8, 1, 2, **k),

@@ -1,5 +1,6 @@
 import numpy as np
 import numpy_reference as reference
+import pytest
 from tiny_models import fill, run
 
 from dl_techniques.layers import (
@@ -9,6 +10,7 @@ from dl_techniques.layers import (
     SigLIPVisionTransformer,
     VisionTransformer,
 )
+from dl_techniques.layers.vision_transformer_siglip import SETTINGS
 
 X = np.random.default_rng(0).standard_normal((2, 5, 8)).astype("float32")
 
@@ -22,6 +24,30 @@ def test_encoder_block():
     layer = _built(EncoderBlock(8, 2, 12, norm_epsilon=0.01))
     expected = reference.encoder_block(np.float64(X), reference.weights(layer), 2, 0.01)
     np.testing.assert_allclose(run(layer, X), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_encoder_block_with_rms_norm_and_layer_scale():
+    layer = EncoderBlock(
+        8, 2, 12, "gelu", norm_epsilon=0.01, norm_type="rms", use_qkv_bias=False, layer_scale=0.3
+    )
+    layer.build((None, None, 8))
+    w = reference.weights(layer)
+    assert "attention/q_proj/bias" not in w and "attention/o_proj/bias" in w
+    np.testing.assert_allclose([w["ls1/scale"], w["ls2/scale"]], 0.3)
+    w = reference.weights(fill(layer))
+    x = np.float64(X)
+    normed = reference.rms_norm(x, reference.part(w, "norm1"), 0.01)
+    attended = reference.attention(normed, reference.part(w, "attention"), 2, 2)
+    x = x + attended * w["ls1/scale"]
+    normed = reference.rms_norm(x, reference.part(w, "norm2"), 0.01)
+    out = reference.mlp(normed, reference.part(w, "mlp"), reference.gelu)
+    np.testing.assert_allclose(run(layer, X), x + out * w["ls2/scale"], rtol=1e-5, atol=1e-5)
+
+
+def test_layer_scale_of_zero_is_a_layer_scale():
+    layer = EncoderBlock(8, 2, 12, layer_scale=0.0)
+    layer.build((None, None, 8))
+    np.testing.assert_array_equal(run(layer, X), X)
 
 
 def test_decoder_block():
@@ -46,6 +72,40 @@ def test_vision_transformer_is_its_parts_in_order():
         x = reference.encoder_block(x, reference.part(w, f"block_{i}"), 2, 1e-6)
     expected = reference.layer_norm(x, reference.part(w, "norm"), 1e-6)
     np.testing.assert_allclose(run(layer, images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_class_token_is_dropped_last():
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    whole = _built(VisionTransformer(**sizes, class_token=True), (None, 8, 8, 3))
+    dropping = _built(
+        VisionTransformer(**sizes, class_token=True, drop_class_token=True), (None, 8, 8, 3)
+    )
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(run(dropping, images), run(whole, images)[:, 1:])
+    assert dropping.compute_output_shape((2, 8, 8, 3)) == (2, 4, 8)
+    assert dropping.compute_output_shape((2, None, 8, 3)) == (2, None, 8)
+    with pytest.raises(ValueError, match="needs class_token=True"):
+        VisionTransformer(**sizes, drop_class_token=True)
+
+
+def test_norms_around_the_blocks_are_optional():
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    norms = {"use_pre_norm": True, "use_final_norm": False, "use_patch_bias": False}
+    layer = _built(VisionTransformer(**sizes, **norms, norm_type="rms"), (None, 8, 8, 3))
+    paths = set(reference.weights(layer))
+    assert "pre_norm/scale" in paths
+    assert not {path for path in paths if path.startswith("norm/")}
+    assert "patch_embedding/patch_projection/bias" not in paths
+    with pytest.raises(ValueError, match="norm_type='batch' must be one of"):
+        VisionTransformer(**sizes, norm_type="batch")
+
+
+def test_siglip_takes_no_other_settings():
+    for setting, value in (("norm_type", "rms"), ("drop_class_token", True), ("layer_scale", 0.1)):
+        with pytest.raises(TypeError, match=setting):
+            SigLIPVisionTransformer(**{setting: value})
+    fixed = set(VisionTransformer().get_config()) - set(SigLIPVisionTransformer().get_config())
+    assert fixed == set(SETTINGS)
 
 
 def test_siglip_is_base_sized_by_default():

@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ from hypothesis import strategies as st
 from dl_techniques.preprocessing.chat_template import (
     CHATML,
     QUESTION_ANSWER,
+    QWEN2,
+    SMOLVLM,
     TEMPLATES,
+    ChatTemplate,
     decode_answer,
     encode_conversation,
     split_turns,
@@ -17,6 +22,23 @@ from dl_techniques.preprocessing.tokenizer import CharacterTokenizer, SentencePi
 
 # Ids of the byte tokenizer (see conftest): bytes are their own ids, "user" is one piece.
 BOS, EOS, START, END, IMAGE, USER = 262, 263, 264, 265, 266, 259
+END_OF_UTTERANCE = 267
+
+
+def with_all_markers(tokenizer):
+    copied = copy.deepcopy(tokenizer)
+    copied.add_special_tokens(["<end_of_utterance>", "<|begin_of_text|>"])
+    return copied
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(byte_tokenizer):
+    return with_all_markers(byte_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def spm_tokenizer(spm_tokenizer):
+    return with_all_markers(spm_tokenizer)
 
 
 def system(text):
@@ -105,6 +127,56 @@ def test_question_answer_without_bos_and_as_a_prompt(byte_tokenizer):
             messages, tokenizer, QUESTION_ANSWER, add_generation_prompt=prompt
         )
         check(encoded, (b"Question: Why? Answer:", NO))
+
+
+def test_smolvlm_layout(byte_tokenizer):
+    image = {"type": "image", "image": "a"}
+    messages = [user([{"type": "text", "text": "x"}, image]), assistant("y"), user([image])]
+    encoded = encode_conversation(
+        messages,
+        byte_tokenizer,
+        SMOLVLM,
+        image_token_id=IMAGE,
+        tokens_per_image=1,
+        add_generation_prompt=True,
+    )
+    check(
+        encoded,
+        ([START, *b"User: x", IMAGE, END_OF_UTTERANCE], NO),
+        (b"\nAssistant:", NO),
+        ([*b" y", END_OF_UTTERANCE], YES),
+        ([*b"\nUser:", IMAGE, END_OF_UTTERANCE, *b"\nAssistant:"], NO),
+    )
+    assert encoded.tiles == [1, 1]
+    assert SMOLVLM.stop_ids(byte_tokenizer) == [END_OF_UTTERANCE, EOS]
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_what_continues_a_conversation_has_no_beginning(tokenizer, template):
+    turns = [[user("q1"), assistant("a1")], [user("q2"), assistant("a2")]]
+    whole = encode_conversation(turns[0] + turns[1], tokenizer, template)
+    first = encode_conversation(turns[0], tokenizer, template)
+    rest = encode_conversation(turns[1], tokenizer, template, continues=True)
+    assert whole.token_ids == first.token_ids + rest.token_ids
+    assert whole.label_mask == first.label_mask + rest.label_mask
+
+
+def test_an_own_system_turn_takes_the_place_of_the_default_one(byte_tokenizer):
+    own = encode_conversation([system("s"), user("q")], byte_tokenizer, QWEN2)
+    assert own == encode_conversation([system("s"), user("q")], byte_tokenizer, CHATML)
+    default = encode_conversation([user("q")], byte_tokenizer, QWEN2)
+    spelled = [system(DEFAULT_SYSTEM["qwen2"]), user("q")]
+    assert default == encode_conversation(spelled, byte_tokenizer, CHATML)
+
+
+def test_templates_survive_json_also_from_before_they_had_all_fields():
+    for template in TEMPLATES.values():
+        values = json.loads(json.dumps(dataclasses.asdict(template)))
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        assert ChatTemplate(**values) == template
+    old = ("name", "system", "user", "assistant", "answer_lead", "end_token", "markers")
+    values = dataclasses.asdict(CHATML)
+    assert ChatTemplate(**{name: values[name] for name in old}) == CHATML
 
 
 def test_images_in_a_content_list(byte_tokenizer):
@@ -225,17 +297,32 @@ def test_properties_of_any_conversation(tokenizer, template, texts, lead, images
     assert tokenizer.decode(ids) == rendered(messages, tokenizer, template)
 
 
+DEFAULT_SYSTEM = {
+    "qwen2": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+    "smollm2": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+    "nvlm": "Follow the user's instruction and answer questions.",
+}
+OPENING = {"smolvlm": "<|im_start|>", "idefics3": "<|begin_of_text|>"}
+
+
 def rendered(messages, tokenizer, template):
     """The templates once more, as plain text."""
     names = {i: token for token, i in tokenizer.special_tokens.items()}
-    text = names[tokenizer.bos_id] if template is QUESTION_ANSWER else ""
+    text = OPENING.get(template.name, "")
+    if template is QUESTION_ANSWER:
+        text = names[tokenizer.bos_id]
+    if template.name in DEFAULT_SYSTEM and messages[0]["role"] != "system":
+        text = f"<|im_start|>system\n{DEFAULT_SYSTEM[template.name]}<|im_end|>\n"
     for message in messages:
         role, content = message["role"], message["content"]
         marks = ""
         if isinstance(content, list):
             *images, text_part = content
             marks, content = "<|image|>" * 3 * len(images), text_part["text"]
-        if template is CHATML:
+        if template.name in OPENING:
+            blank = "" if marks else " "
+            text += f"{role.capitalize()}:{blank}{marks}{content}<end_of_utterance>\n"
+        elif template is not QUESTION_ANSWER:
             text += f"<|im_start|>{role}\n{marks}{content}<|im_end|>\n"
         elif role == "system":
             text += f"{content}\n"
@@ -260,7 +347,7 @@ def test_answers_end_at_the_first_stop_id(byte_tokenizer):
 
 def test_text_after_text_gets_no_dummy_prefix(spm_tokenizer, tmp_path):
     # The same pieces, with a dummy blank before every text (normalizer_spec, field 3).
-    prefixed = SentencePieceTokenizer(spm_tokenizer._model + b"\x1a\x02\x18\x01")
+    prefixed = with_all_markers(SentencePieceTokenizer(spm_tokenizer.model + b"\x1a\x02\x18\x01"))
     assert prefixed.encode("bear") == spm_tokenizer.encode(" bear")
     messages = [user("the bear"), assistant("is brown"), user("bear"), assistant("brown")]
     for template in (CHATML, QUESTION_ANSWER):

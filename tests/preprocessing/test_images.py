@@ -197,5 +197,5 @@ def test_bad_processor_arguments(arguments, message):
 
 
 def test_normalize_refuses_other_types():
-    with pytest.raises(ValueError, match="float32"):
-        ImageProcessor(4).normalize(np.zeros((4, 4, 3), np.float32))
+    with pytest.raises(ValueError, match="float64"):
+        ImageProcessor(4).normalize(np.zeros((4, 4, 3), np.float64))

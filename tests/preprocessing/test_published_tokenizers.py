@@ -1,5 +1,7 @@
 """Tokenizers that others published, against ids that others measured."""
 
+import unicodedata
+
 import pytest
 
 from dl_techniques.preprocessing.tokenizer import HuggingFaceTokenizer, load_tokenizer
@@ -31,7 +33,9 @@ def test_published_tokenizers(data_folder, tmp_path, name, ids, size, named):
     assert loaded.vocab_size == size
     assert (loaded.pad_id, loaded.bos_id, loaded.eos_id) == named
     for text in BATTERY:
-        assert loaded.decode(loaded.encode(text)) == text
+        # Qwen composes characters; the others keep every text as it is.
+        kept = unicodedata.normalize("NFC", text) if name == "qwen2.5" else text
+        assert loaded.decode(loaded.encode(text)) == kept
         assert not set(loaded.encode(text)) & set(loaded.special_tokens.values())
     assert loaded.add_special_tokens(["<|image|>"]) == [size]
     loaded.save(tmp_path)

@@ -1,5 +1,6 @@
 import ast
 import copy
+import gzip
 import json
 import pickle
 import shutil
@@ -220,6 +221,10 @@ def test_a_dummy_prefix_is_kept_and_left_out_where_text_continues(prefixed_model
     assert tokenizer.encode("bear") == [bear]
     assert tokenizer.encode(" bear", continues=True) == [bear]
     assert tokenizer.encode("bear", continues=True) != [bear]
+    # Also before the character that SentencePiece itself writes for a blank.
+    blank = tokenizer.token_to_id("\u2581")
+    assert tokenizer.encode("\u2581a")[:2] == [blank, tokenizer.token_to_id("<0xE2>")]
+    assert tokenizer.encode("\u2581a", continues=True)[0] == tokenizer.token_to_id("<0xE2>")
     joined = tokenizer.encode("a") + tokenizer.encode(" bear", continues=True)
     assert tokenizer.decode(joined) == "a bear"
     apart = tokenizer.encode("a</s>bear", allow_special=True)
@@ -253,6 +258,7 @@ def test_the_pre_tokenizers_differ_as_their_models_do(byte_files):
     assert ids("gpt2", "12") == [260] and ids("gpt2", "!\n") == [33, 10]
     assert ids("smollm2", "12") == [49, 50] and ids("smollm2", "!\n") == [33, 10]
     assert ids("qwen2", "12") == [49, 50] and ids("qwen2", "!\n") == [261]
+    assert ids("qwen2", "e\u0301") == [*"é".encode()] != ids("gpt2", "e\u0301")
     assert load_tokenizer(byte_files).encode("user12") == [259, 260]
     with pytest.raises(ValueError, match="pre_tokenizer must be one of"):
         ids("bert", "12")
@@ -305,6 +311,34 @@ def test_a_folder_in_hugging_face_layout(byte_files, tmp_path):
 def test_contradictory_or_corrupt_folders_are_refused(byte_files, tmp_path, files, message):
     with pytest.raises(ValueError, match=message):
         load_tokenizer(folder_with(byte_files, tmp_path, **files))
+
+
+def test_clip_files_with_something_missing_are_refused(byte_files, tmp_path):
+    with pytest.raises(ValueError, match="lacks 256 of the 256 bytes, with </w> or not"):
+        HuggingFaceTokenizer.load(byte_files, pre_tokenizer="clip")
+    path = tmp_path / "bpe.txt.gz"
+    with pytest.raises(ValueError, match=r"cannot read .*bpe\.txt\.gz"):
+        HuggingFaceTokenizer.from_clip_bpe(path)
+    whole = gzip.compress(b"#version\n" + b"a b\n" * 100)
+    for content in (b"no archive", whole[:-9], gzip.compress(b"\xff"), whole):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"cannot read .*bpe\.txt\.gz"):
+            HuggingFaceTokenizer.from_clip_bpe(path)
+
+
+def test_an_ordinary_added_token_can_become_special(byte_files, tmp_path):
+    folder = folder_with(byte_files, tmp_path, added_tokens={"<tool>": 262})
+    config = {"added_tokens_decoder": {"262": {"content": "<tool>", "special": False}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    load_tokenizer(folder).save(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    loaded = load_tokenizer(folder)
+    assert loaded.encode("a") == [32, 97] and loaded.encode("a", continues=True) == [97]
+    assert loaded.encode("a<tool>", continues=True) == [97, 262]
+    with pytest.raises(ValueError, match="no special token"):
+        loaded._set_named({"eos": "<tool>"})
 
 
 def test_missing_files_are_named(byte_files, tmp_path):

@@ -21,7 +21,7 @@ FILES = {
     "loss_curve.png",
     "nanovlm_final.keras",
     "pictures",
-    "processor.json",
+    "preprocessor_config.json",
     "results.json",
     "training_state.safetensors",
 }

@@ -2,13 +2,12 @@
 
 from dl_techniques.checkpoints.exporting import (
     export_decoder,
-    export_nanovlm,
-    export_smolvlm,
     export_vision_encoder,
     save_weights,
 )
 from dl_techniques.checkpoints.key_maps import KEY_MAPS
 from dl_techniques.checkpoints.loading import load_weights
+from dl_techniques.checkpoints.model_exporting import export_nanovlm, export_smolvlm
 from dl_techniques.checkpoints.safetensors_io import Checkpoint
 
 __all__ = [

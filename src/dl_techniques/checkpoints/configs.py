@@ -64,13 +64,41 @@ LANGUAGE_COUNTS = (
 )
 
 
-def _arguments(layer_class) -> dict:
+def arguments_of(layer_class: type) -> dict:
+    """Return the constructor arguments of a layer's class with their defaults."""
     parameters = inspect.signature(layer_class.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in ("self", "kwargs")}
 
 
-VISION_ARGUMENTS = _arguments(SigLIPVisionTransformer)
-LANGUAGE_ARGUMENTS = _arguments(LanguageDecoder)
+VISION_ARGUMENTS = arguments_of(SigLIPVisionTransformer)
+LANGUAGE_ARGUMENTS = arguments_of(LanguageDecoder)
+
+
+def sizes_from_vision_fields(fields: Fields) -> dict:
+    """Return the arguments for sizes of a vision encoder, from the fields all formats have alike.
+
+    Raises:
+        ValueError: naming a field that is no positive whole number.
+    """
+    arguments = {ours: fields.count(theirs) for ours, theirs in VISION_COUNTS}
+    arguments["mlp_ratio"] = fields.count("intermediate_size") / arguments["embed_dim"]
+    return arguments
+
+
+def vision_fields_from_sizes(arguments: dict) -> dict:
+    """Return the fields for sizes of a vision encoder with these arguments.
+
+    Raises:
+        ValueError: if its images are not square.
+    """
+    theirs = {name: arguments[own] for own, name in VISION_COUNTS}
+    if not isinstance(theirs["image_size"], int):
+        height, width = theirs["image_size"]
+        if height != width:
+            raise ValueError(f"img_size={theirs['image_size']}: the format's images are square.")
+        theirs["image_size"] = height
+    theirs["intermediate_size"] = round(arguments["embed_dim"] * arguments["mlp_ratio"])
+    return theirs
 
 
 def vision_config_from_siglip(config: dict, defaults: dict = SIGLIP_DEFAULTS) -> dict:
@@ -91,9 +119,7 @@ def vision_config_from_siglip(config: dict, defaults: dict = SIGLIP_DEFAULTS) ->
     fields.require("layer_norm_eps", 1e-6)
     fields.require("attention_dropout", 0.0, None)
     fields.require("num_channels", 3)
-    arguments = {ours: fields.count(theirs) for ours, theirs in VISION_COUNTS}
-    arguments["mlp_ratio"] = fields.count("intermediate_size") / arguments["embed_dim"]
-    return arguments
+    return sizes_from_vision_fields(fields)
 
 
 def siglip_from_vision_config(vision_config: dict, defaults: dict = SIGLIP_DEFAULTS) -> dict:
@@ -109,14 +135,7 @@ def siglip_from_vision_config(vision_config: dict, defaults: dict = SIGLIP_DEFAU
     ours = with_defaults(vision_config, VISION_ARGUMENTS, "SigLIPVisionTransformer")
     if ours["class_token"]:
         raise ValueError("class_token=True: SigLIP has no class token.")
-    if not isinstance(ours["img_size"], int):
-        height, width = ours["img_size"]
-        if height != width:
-            raise ValueError(f"img_size={ours['img_size']}: SigLIP's images are square.")
-        ours["img_size"] = height
-    theirs = {name: ours[own] for own, name in VISION_COUNTS}
-    theirs["intermediate_size"] = round(ours["embed_dim"] * ours["mlp_ratio"])
-    return {**defaults, **theirs}
+    return {**defaults, **vision_fields_from_sizes(ours)}
 
 
 def language_config_from_llama(config: dict) -> dict:
@@ -183,7 +202,7 @@ def llama_from_language_config(language_config: dict) -> dict:
     """
     ours = with_defaults(language_config, LANGUAGE_ARGUMENTS, "LanguageDecoder")
     if ours["qk_norm"]:
-        raise ValueError("qk_norm=True: Llama and Qwen2 have no query-key norm.")
+        raise ValueError(f"qk_norm={ours['qk_norm']!r}: Llama and Qwen2 have no query-key norm.")
     kind = "qwen2" if ours["use_qkv_bias"] else "llama"
     theirs = {name: ours[own] for own, name in LANGUAGE_COUNTS}
     head_dim = ours["head_dim"] or ours["hidden_dim"] // ours["num_heads"]

@@ -1,26 +1,29 @@
-"""Writes models as folders that transformers and nanoVLM load."""
+"""Writes weights, and vision encoders and decoders as folders that transformers loads."""
 
+import copy
 import os
 import pathlib
-from collections.abc import Sequence
 
 import keras
 import numpy as np
 
+from dl_techniques.checkpoints.companion_files import (
+    write_chat_template,
+    write_generation_config,
+    write_tokenizer,
+)
 from dl_techniques.checkpoints.configs import llama_from_language_config, siglip_from_vision_config
-from dl_techniques.checkpoints.image_normalisation import fold_normalisation
 from dl_techniques.checkpoints.json_files import write_json
 from dl_techniques.checkpoints.key_map import Binding, KeyMap, bind, variables_of
 from dl_techniques.checkpoints.loading import key_map_of
-from dl_techniques.checkpoints.nanovlm_config import nanovlm_from_config
 from dl_techniques.checkpoints.safetensors_writer import (
     MAX_SHARD_BYTES,
     PendingTensor,
     write_folder,
 )
-from dl_techniques.checkpoints.smolvlm_config import smolvlm_from_config
 from dl_techniques.layers.configured_layer import ConfiguredLayer
-from dl_techniques.layers.rotary_embedding import rotary_frequencies
+from dl_techniques.preprocessing.preprocessor_config import preprocessor_config
+from dl_techniques.preprocessing.sentencepiece_export import to_huggingface
 
 DECODER_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
@@ -76,11 +79,12 @@ def _pending(binding: Binding, variables: dict, dtype, replaced: dict) -> Pendin
                 raise ValueError(f"{binding.keys[0]} has values beyond float16: use bfloat16.")
         return value
 
-    shape = binding.transform.their_shape(tuple(tuple(v.shape) for v in mine))
+    ours = (replaced.get(path, v) for path, v in zip(binding.paths, mine, strict=True))
+    shape = binding.transform.their_shape(tuple(tuple(value.shape) for value in ours))
     return PendingTensor(binding.keys[0], shape, stored, make)
 
 
-def _arguments(layer: ConfiguredLayer) -> dict:
+def own_arguments(layer: ConfiguredLayer) -> dict:
     """Return a layer's own constructor arguments."""
     config = layer.get_config()
     for name in ("name", "trainable", "dtype"):
@@ -88,138 +92,71 @@ def _arguments(layer: ConfiguredLayer) -> dict:
     return config
 
 
-def _model_config(model) -> dict:
-    """Return a model's arguments, those of its parts complete."""
-    language = _arguments(model.language_decoder)
-    vocab_size = language.pop("vocab_size")
-    return {
-        "vision_config": _arguments(model.vision_encoder),
-        "language_config": language,
-        "projection_config": _arguments(model.modality_projection),
-        "vocab_size": vocab_size,
-        "image_token_id": model.image_token_id,
-        "bidirectional_images": model.bidirectional_images,
-    }
-
-
-def _stored_dtype(owner, dtype: str | None) -> str:
-    return dtype or keras.backend.standardize_dtype(owner.weights[0].dtype)
-
-
-def export_decoder(decoder, folder: str | os.PathLike, dtype: str | None = None, **options) -> None:
-    """Write a `LanguageDecoder` as the Llama or Qwen2 folder (weights, config) of transformers.
+def export_decoder(
+    decoder, folder: str | os.PathLike, dtype: str | None = None, processor=None, **options
+) -> None:
+    """Write a `LanguageDecoder` as a Llama or Qwen2 folder of transformers.
 
     Args:
         decoder: The decoder, alone or of a model.
         folder: Made where it does not exist.
         dtype: See `save_weights`.
+        processor: A `VQADataProcessor` whose tokenizer and chat template are written too.
         **options: `max_shard_bytes`, and further fields of `config.json` (such as
             `eos_token_id`).
 
     Raises:
         ValueError: naming what the format lacks.
     """
-    config = llama_from_language_config(_arguments(decoder))
+    config = llama_from_language_config(own_arguments(decoder))
     config["architectures"] = [DECODER_CLASSES[config["model_type"]]]
-    _write(decoder, folder, config["model_type"], config, dtype, options)
+    tokenizer = None if processor is None else to_huggingface(copy.deepcopy(processor.tokenizer))
+    write_model(decoder, folder, config["model_type"], config, dtype, options)
+    if processor is not None:
+        folder = pathlib.Path(folder)
+        write_tokenizer(tokenizer, folder)
+        write_chat_template(processor, folder, image_token="")
+        write_generation_config(processor, folder)
 
 
 def export_vision_encoder(
-    encoder, folder: str | os.PathLike, dtype: str | None = None, **options
+    encoder, folder: str | os.PathLike, dtype: str | None = None, processor=None, **options
 ) -> None:
-    """Write a `SigLIPVisionTransformer` as the SigLIP folder (weights, config) of transformers.
+    """Write a `SigLIPVisionTransformer` as the SigLIP folder of transformers.
 
     Args:
         encoder: The encoder, alone or of a model.
         folder: Made where it does not exist.
         dtype: See `save_weights`.
+        processor: A `VQADataProcessor` whose image settings are written too.
         **options: As for `export_decoder`.
 
     Raises:
         ValueError: naming what the format lacks.
     """
-    config = siglip_from_vision_config(_arguments(encoder))
+    config = siglip_from_vision_config(own_arguments(encoder))
     config |= {"architectures": ["SiglipVisionModel"], "vision_use_head": False}
-    _write(encoder, folder, "siglip", config, dtype, options)
+    images = None
+    if processor is not None:
+        images = preprocessor_config(processor.image_processor, kind="siglip")
+    write_model(encoder, folder, "siglip", config, dtype, options)
+    if images is not None:
+        write_json(pathlib.Path(folder) / "preprocessor_config.json", images)
 
 
-def export_nanovlm(
-    model,
-    folder: str | os.PathLike,
-    dtype: str | None = None,
-    tokenizer: str = "HuggingFaceTB/SmolLM2-360M-Instruct",
-    image_mean: float | Sequence[float] | None = None,
-    image_std: float | Sequence[float] | None = None,
-    **fields,
-) -> None:
-    """Write a model as the folder (weights, config) that huggingface/nanoVLM loads.
+def write_model(owner, folder, key_map, config: dict, dtype, options: dict, **values) -> None:
+    """Write weights and config.json; the latter last, so that a folder with it is complete.
 
     Args:
-        model: A `NanoVLM` whose projection is one matrix.
+        owner: A layer or model.
         folder: Made where it does not exist.
+        key_map: See `save_weights`.
+        config: The fields of config.json.
         dtype: See `save_weights`.
-        tokenizer: What nanoVLM is to load as tokenizer: a hub name or a folder.
-        image_mean: As for `export_smolvlm`, but nanoVLM's pixels are in [0, 1].
-        image_std: As for `export_smolvlm`.
-        **fields: Further fields of its `VLMConfig`, or others in place of ours.
-
-    Raises:
-        ValueError: naming what the format lacks.
+        options: `max_shard_bytes`, and further fields of config.json, which win.
+        **values: `replaced`, `added` and `metadata` of `save_weights`.
     """
-    config = nanovlm_from_config(_model_config(model), model.tokens_per_image, tokenizer)
-    decoder = model.language_decoder
-    metadata = {}
-    if decoder.tie_embeddings:
-        metadata = {"decoder.token_embedding.weight": "decoder.head.weight"}
-    head_dim = decoder.blocks[0].attention.head_dim
-    frequencies = rotary_frequencies(head_dim, decoder.rope_theta)
-    save_weights(
-        model,
-        folder,
-        "nanovlm",
-        dtype,
-        # nanoVLM reads no shards.
-        max_shard_bytes=2**62,
-        replaced=fold_normalisation(model, image_mean, image_std, 0.0, 1.0),
-        added={"decoder.rotary_embd.inv_freq": frequencies},
-        metadata=metadata,
-    )
-    write_json(pathlib.Path(folder) / "config.json", {**config, **fields})
-
-
-def export_smolvlm(
-    model,
-    folder: str | os.PathLike,
-    dtype: str | None = None,
-    kind: str = "smolvlm",
-    image_mean: float | Sequence[float] | None = None,
-    image_std: float | Sequence[float] | None = None,
-    **options,
-) -> None:
-    """Write a model as the SmolVLM or Idefics3 folder (weights, config) of transformers.
-
-    Args:
-        model: A `NanoVLM` whose projection is one matrix and whose images have placeholders.
-        folder: Made where it does not exist.
-        dtype: See `save_weights`.
-        kind: "smolvlm" or "idefics3".
-        image_mean: What is subtracted from pixels in [0, 1] before this model sees them, one
-            number or one per channel; default: as its processor does. SmolVLM subtracts 0.5 and
-            divides by 0.5; what differs is folded into the patch embedding. nanoVLM's own
-            checkpoints have 0.
-        image_std: What they are divided by then. nanoVLM's own checkpoints have 1.
-        **options: As for `export_decoder`.
-
-    Raises:
-        ValueError: naming what the format lacks.
-    """
-    config = smolvlm_from_config(_model_config(model), kind)
-    replaced = fold_normalisation(model, image_mean, image_std, 0.5, 0.5)
-    _write(model, folder, "smolvlm", config, dtype, options, replaced)
-
-
-def _write(owner, folder, key_map, config: dict, dtype, options: dict, replaced=None) -> None:
     limit = options.pop("max_shard_bytes", MAX_SHARD_BYTES)
-    save_weights(owner, folder, key_map, dtype, limit, replaced)
-    config = {**config, "dtype": _stored_dtype(owner, dtype), **options}
-    write_json(pathlib.Path(folder) / "config.json", config)
+    save_weights(owner, folder, key_map, dtype, limit, **values)
+    stored = dtype or keras.backend.standardize_dtype(owner.weights[0].dtype)
+    write_json(pathlib.Path(folder) / "config.json", {**config, "dtype": stored, **options})

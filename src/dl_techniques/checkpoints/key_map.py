@@ -14,8 +14,11 @@ from dl_techniques.checkpoints.transforms import TRANSFORMS, Transform
 class Rule:
     """One line of a table; `{i}` stands for a block's number.
 
+    A line counts only for models that have its variable.
+
     Attributes:
-        ours: Path of our variable below its owner; several, parted by spaces, for one key.
+        ours: Path of our variable below its owner; several, parted by spaces, for one key. A last
+            name such as `gamma|scale` stands for the one of them that the model has.
         theirs: The checkpoint's key.
         transform: A name in `TRANSFORMS`.
     """
@@ -64,7 +67,7 @@ class KeyMap:
 
     Attributes:
         name: The format.
-        rules: One line per kind of weight.
+        rules: One line per kind of weight; without any, the keys are our own paths.
         drops: The keys that are not loaded, with reasons.
         vocabulary: The embedding table and head, if the format has them.
         prefixes: What all keys of `rules` may begin with; the first is written.
@@ -83,10 +86,11 @@ class KeyMap:
     def prefix_in(self, keys: Iterable[str]) -> str:
         """Return the prefix that these keys have."""
         keys = set(keys)
-        for prefix in self.prefixes:
-            if prefix + self.rules[0].theirs in keys:
-                return prefix
-        return self.prefixes[0]
+
+        def matches(prefix):
+            return sum(prefix + rule.theirs.replace("{i}", "0") in keys for rule in self.rules)
+
+        return max(self.prefixes, key=matches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +145,13 @@ def bind(key_map: KeyMap, paths: Iterable[str], prefix: str | None = None) -> li
         ValueError: naming every path that no rule has, or several have.
     """
     paths = list(paths)
+    if not key_map.rules:
+        return [Binding((path,), (path,), TRANSFORMS["same"]) for path in paths]
     prefix = key_map.prefixes[0] if prefix is None else prefix
     bindings = _bind_vocabulary(key_map.vocabulary, paths)
     for rule in key_map.rules:
         first, *others = rule.ours.split()
-        pattern = re.compile(re.escape(first).replace(r"\{i\}", r"(\d+)"))
+        pattern = _pattern(first)
         for path in paths:
             match = pattern.fullmatch(path)
             if match is None:
@@ -164,6 +170,13 @@ def bind(key_map: KeyMap, paths: Iterable[str], prefix: str | None = None) -> li
     if problems:
         raise ValueError(listed(f"The model does not fit the format {key_map.name!r}", problems))
     return bindings
+
+
+def _pattern(path: str) -> re.Pattern:
+    """Return what matches the paths that a rule's path stands for."""
+    owner, slash, name = path.rpartition("/")
+    owner = re.escape(owner + slash).replace(r"\{i\}", r"(\d+)")
+    return re.compile(f"{owner}(?:{'|'.join(map(re.escape, name.split('|')))})")
 
 
 def _bind_vocabulary(vocabulary: Vocabulary | None, paths: list[str]) -> list[Binding]:

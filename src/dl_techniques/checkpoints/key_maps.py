@@ -1,45 +1,23 @@
 """The tables: our variables on the left, the checkpoint's keys on the right, for both directions.
 
-Key names: transformers 5.23 and the hub's files for SigLIP, Llama, Qwen2, SmolVLM and Idefics3;
-huggingface/nanoVLM for its own (the same in all of its releases).
+Key names: transformers 5.23 and the hub's files for SigLIP, CLIP, Llama, Qwen2, SmolVLM and
+Idefics3; OpenGVLab/InternVL for InternViT; huggingface/nanoVLM for its own (the same in all of its
+releases).
 """
 
 import dataclasses
 
 from dl_techniques.checkpoints.key_map import Drop, KeyMap, Rule, Vocabulary
+from dl_techniques.checkpoints.vision_key_maps import (
+    CLIP,
+    INTERNVIT,
+    POSITION_IDS,
+    SIGLIP,
+    SIGLIP_RULES,
+)
 
 _ATTENTION = "block_{i}/attention"
 _MLP = "block_{i}/mlp"
-
-_SIGLIP_RULES = (
-    Rule(
-        "patch_embedding/patch_projection/kernel",
-        "embeddings.patch_embedding.weight",
-        "patch kernel",
-    ),
-    Rule("patch_embedding/patch_projection/bias", "embeddings.patch_embedding.bias"),
-    Rule("patch_embedding/position_embedding", "embeddings.position_embedding.weight"),
-    Rule("block_{i}/norm1/gamma", "encoder.layers.{i}.layer_norm1.weight"),
-    Rule("block_{i}/norm1/beta", "encoder.layers.{i}.layer_norm1.bias"),
-    Rule("block_{i}/norm2/gamma", "encoder.layers.{i}.layer_norm2.weight"),
-    Rule("block_{i}/norm2/beta", "encoder.layers.{i}.layer_norm2.bias"),
-    Rule(f"{_ATTENTION}/q_proj/kernel", "encoder.layers.{i}.self_attn.q_proj.weight", "transpose"),
-    Rule(f"{_ATTENTION}/q_proj/bias", "encoder.layers.{i}.self_attn.q_proj.bias"),
-    Rule(f"{_ATTENTION}/k_proj/kernel", "encoder.layers.{i}.self_attn.k_proj.weight", "transpose"),
-    Rule(f"{_ATTENTION}/k_proj/bias", "encoder.layers.{i}.self_attn.k_proj.bias"),
-    Rule(f"{_ATTENTION}/v_proj/kernel", "encoder.layers.{i}.self_attn.v_proj.weight", "transpose"),
-    Rule(f"{_ATTENTION}/v_proj/bias", "encoder.layers.{i}.self_attn.v_proj.bias"),
-    Rule(
-        f"{_ATTENTION}/o_proj/kernel", "encoder.layers.{i}.self_attn.out_proj.weight", "transpose"
-    ),
-    Rule(f"{_ATTENTION}/o_proj/bias", "encoder.layers.{i}.self_attn.out_proj.bias"),
-    Rule(f"{_MLP}/fc1/kernel", "encoder.layers.{i}.mlp.fc1.weight", "transpose"),
-    Rule(f"{_MLP}/fc1/bias", "encoder.layers.{i}.mlp.fc1.bias"),
-    Rule(f"{_MLP}/fc2/kernel", "encoder.layers.{i}.mlp.fc2.weight", "transpose"),
-    Rule(f"{_MLP}/fc2/bias", "encoder.layers.{i}.mlp.fc2.bias"),
-    Rule("norm/gamma", "post_layernorm.weight"),
-    Rule("norm/beta", "post_layernorm.bias"),
-)
 
 _LLAMA_RULES = (
     Rule("norm/scale", "norm.weight"),
@@ -119,24 +97,8 @@ def _within(rules: tuple[Rule, ...], ours: str, theirs: str) -> tuple[Rule, ...]
     )
 
 
-_POSITION_IDS = Drop(
-    r".*\bposition_ids", "the numbers 0, 1, ...: a buffer of older transformers versions"
-)
 _ROTARY = Drop(r".*\brotary_emb\.inv_freq", "computed from rope_theta")
 _TABLE, _HEAD = "token_embedding/embeddings", "token_embedding/reverse_embeddings"
-
-SIGLIP = KeyMap(
-    "siglip",
-    _SIGLIP_RULES,
-    drops=(
-        _POSITION_IDS,
-        Drop(r"(vision_model\.)?head\..*", "the pooling head: a VLM reads all tokens"),
-        Drop(r"text_model\..*", "the text tower of the contrastive model"),
-        Drop(r"logit_scale|logit_bias", "of the contrastive loss"),
-    ),
-    # transformers 5 writes without the prefix; it reads both, as do older versions only with it.
-    prefixes=("vision_model.", ""),
-)
 
 LLAMA = KeyMap(
     "llama",
@@ -169,7 +131,7 @@ NANOVLM = KeyMap(
 SMOLVLM = KeyMap(
     "smolvlm",
     (
-        *_within(_SIGLIP_RULES, "vision_encoder", "model.vision_model"),
+        *_within(SIGLIP_RULES, "vision_encoder", "model.vision_model"),
         Rule(
             "modality_projection/proj/kernel",
             "model.connector.modality_projection.proj.weight",
@@ -177,7 +139,7 @@ SMOLVLM = KeyMap(
         ),
         *_within(_LLAMA_RULES, "language_decoder", "model.text_model"),
     ),
-    drops=(_POSITION_IDS, _ROTARY),
+    drops=(POSITION_IDS, _ROTARY),
     vocabulary=Vocabulary(
         f"language_decoder/{_TABLE}",
         f"language_decoder/{_HEAD}",
@@ -187,4 +149,4 @@ SMOLVLM = KeyMap(
     ),
 )
 
-KEY_MAPS = {m.name: m for m in (SIGLIP, LLAMA, QWEN2, NANOVLM, SMOLVLM)}
+KEY_MAPS = {m.name: m for m in (SIGLIP, CLIP, INTERNVIT, LLAMA, QWEN2, NANOVLM, SMOLVLM)}

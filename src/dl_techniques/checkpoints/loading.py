@@ -7,6 +7,7 @@ import numpy as np
 
 from dl_techniques.checkpoints.key_map import Binding, KeyMap, bind, listed, variables_of
 from dl_techniques.checkpoints.key_maps import KEY_MAPS
+from dl_techniques.checkpoints.padded_heads import uneven_heads
 from dl_techniques.checkpoints.safetensors_io import FLOATS, Checkpoint
 
 ROWS_AT_A_TIME = 1024
@@ -51,26 +52,58 @@ def load_weights(
     Raises:
         ValueError: naming all that does not fit; nothing was written then.
     """
-    key_map = key_map_of(key_map)
     if not isinstance(source, Checkpoint):
         with Checkpoint(source) as checkpoint:
             return load_weights(owner, checkpoint, key_map, extend_vocabulary)
+    bindings = check_weights(owner, source, key_map, extend_vocabulary)
+    return assign_weights(owner, source, bindings)
+
+
+def assign_weights(
+    owner: keras.layers.Layer, checkpoint: Checkpoint, bindings: list[Binding]
+) -> None:
+    """Set the weights of a layer or model, one tensor at a time.
+
+    Args:
+        owner: A layer or model with values.
+        checkpoint: Where the tensors are.
+        bindings: What `check_weights` returned for a layer or model of the same arguments.
+    """
     variables = variables_of(owner)
-    bindings = bind(key_map, variables, key_map.prefix_in(source.keys()))
-    problems = _key_problems(source, key_map, bindings)
     for binding in bindings:
-        found = _found(source, binding)
+        _assign(checkpoint, binding, [variables[path] for path in binding.paths])
+
+
+def check_weights(
+    owner: keras.layers.Layer,
+    checkpoint: Checkpoint,
+    key_map: KeyMap | str,
+    extend_vocabulary: bool = False,
+) -> list[Binding]:
+    """Return which keys go to which weights; see `load_weights`.
+
+    Only the shapes and dtypes of the weights are looked at, not their values.
+
+    Raises:
+        ValueError: naming all that does not fit.
+    """
+    key_map = key_map_of(key_map)
+    variables = variables_of(owner)
+    bindings = bind(key_map, variables, key_map.prefix_in(checkpoint.keys()))
+    problems = _key_problems(checkpoint, key_map, bindings)
+    for binding in bindings:
+        found = _found(checkpoint, binding)
         shapes = [tuple(variables[path].shape) for path in binding.paths]
         smallest = min((variables[path].dtype for path in binding.paths), key=_is_not_float16)
-        new = [_tensor_problem(source, k, binding, shapes, extend_vocabulary) for k in found]
+        new = [_tensor_problem(checkpoint, k, binding, shapes, extend_vocabulary) for k in found]
         problems += [problem for problem in new if problem]
         if not any(new):
-            problems += _value_problems(source, found, smallest)
+            problems += _value_problems(checkpoint, found, smallest)
+            problems += _padding_problems(checkpoint, found, binding, shapes)
+    problems = problems or uneven_heads(_dummy_channels(checkpoint, bindings, variables))
     if problems:
-        raise ValueError(listed(f"{source.path} does not fit {owner.name}", problems))
-    for binding in bindings:
-        _assign(source, binding, [variables[path] for path in binding.paths])
-    return None
+        raise ValueError(listed(f"{checkpoint.path} does not fit {owner.name}", problems))
+    return bindings
 
 
 def _found(checkpoint: Checkpoint, binding: Binding) -> list[str]:
@@ -94,7 +127,8 @@ def _tensor_problem(checkpoint, key, binding, shapes, extend_vocabulary) -> str 
     shape, expected = checkpoint.shape(key), binding.transform.their_shape(tuple(shapes))
     if checkpoint.dtype(key) not in FLOATS:
         return f"{key}: dtype {checkpoint.dtype(key)}, expected one of {', '.join(FLOATS)}"
-    if shape == expected:
+    padding = binding.transform.padding
+    if shape == expected or (padding and padding.fits(shape, expected)):
         return None
     if binding.is_vocabulary and shape[1:] == expected[1:] and shape:
         if shape[0] > expected[0]:
@@ -122,6 +156,28 @@ def _value_problems(checkpoint, keys, dtype) -> list[str]:
     return problems
 
 
+def _padding_problems(checkpoint, keys, binding, shapes) -> list[str]:
+    padding, expected = binding.transform.padding, binding.transform.their_shape(tuple(shapes))
+    return [
+        f"{key}: shape {checkpoint.shape(key)}, expected {expected}: the heads beyond that are not "
+        "zero, so they are no dummy heads"
+        for key in keys
+        if padding and not padding.is_dummy(checkpoint.view(key), expected)
+    ]
+
+
+def _dummy_channels(checkpoint, bindings, variables) -> dict[str, int]:
+    counts = {}
+    for binding in bindings:
+        transform, key = binding.transform, binding.keys[0]
+        if transform.padding:
+            expected = transform.their_shape(
+                tuple(tuple(variables[p].shape) for p in binding.paths)
+            )
+            counts[key] = transform.padding.dummy_channels(checkpoint.shape(key), expected)
+    return counts
+
+
 def _is_not_float16(dtype: str) -> bool:
     return dtype != "float16"
 
@@ -146,7 +202,7 @@ def _fits_float16(array: np.ndarray) -> bool:
 def _assign(checkpoint: Checkpoint, binding: Binding, variables: list) -> None:
     shapes = tuple(tuple(variable.shape) for variable in variables)
     array = checkpoint.view(_found(checkpoint, binding)[0])
-    new_rows = binding.transform.their_shape(shapes)[0] - len(array) if shapes[0] else 0
+    new_rows = binding.transform.their_shape(shapes)[0] - len(array) if binding.is_vocabulary else 0
     if new_rows:
         mean = np.mean(array, axis=0, dtype="float64", keepdims=True)
         array = np.concatenate([array, np.repeat(mean.astype(array.dtype), new_rows, axis=0)])

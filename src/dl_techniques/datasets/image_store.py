@@ -1,4 +1,4 @@
-"""The images of a data set: each one once, checked, and kept as uint8 pixels or as its source."""
+"""The images of a data set: each one once, checked, and kept as uint8 tiles or as its source."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -7,27 +7,30 @@ from typing import Any
 import numpy as np
 
 from dl_techniques.datasets.image_files import source_key
+from dl_techniques.preprocessing.image_modes import ImageError
 from dl_techniques.preprocessing.images import (
-    ImageError,
-    ImageProcessor,
+    BaseImageProcessor,
     describe_source,
-    open_image,
+    image_size_of,
 )
 
 
 class ImageStore:
     """Images by number; a source that is added twice is kept once.
 
+    Tiles are kept in whole grey levels, also those that the processor gives as floats.
+
     Args:
-        processor: decodes and resizes.
+        processor: decodes, resizes, cuts into tiles.
         cache: `check` decodes everything and keeps pixels; otherwise it reads headers only, and
             `pixels` decodes each time.
     """
 
-    def __init__(self, processor: ImageProcessor, cache: bool):
+    def __init__(self, processor: BaseImageProcessor, cache: bool):
         self._processor = processor
         self._cache = cache
         self._images: list[Any] = []
+        self._counts: list[int] = []
         self._numbers: dict[tuple, int] = {}
 
     def add(self, source: Any) -> int:
@@ -39,27 +42,38 @@ class ImageStore:
         return self._numbers[key]
 
     def check(self):
-        """Looks at every image; `error` tells the result."""
+        """Looks at every image; `error` and `tiles` tell the result."""
         # Pillow decodes outside Python's lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            self._images = list(pool.map(self._checked, self._images))
+            checked = list(pool.map(self._checked, self._images))
+        self._images = [image for image, _ in checked]
+        self._counts = [count for _, count in checked]
 
-    def _checked(self, source: Any) -> Any:
+    def _checked(self, source: Any) -> tuple[Any, int]:
         try:
             if self._cache:
-                return self._processor.resize(source)
-            open_image(source, self._processor.max_pixels)
-            return source
+                pixels = self._pixels(source)
+                return pixels, len(pixels)
+            size = image_size_of(source, self._processor.max_pixels)
+            return source, self._processor.grid(*size).count
         except ImageError as error:
-            return error
+            return error, 0
+
+    def _pixels(self, source: Any) -> np.ndarray:
+        pixels = self._processor.tiles(source).pixels
+        return pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
 
     def error(self, number: int) -> ImageError | None:
         """Returns why an image cannot be used, or None; meaningful after `check`."""
         image = self._images[number]
         return image if isinstance(image, ImageError) else None
 
+    def tiles(self, number: int) -> int:
+        """Returns into how many tiles an image is cut; meaningful after `check`."""
+        return self._counts[number]
+
     def pixels(self, number: int, owner: str) -> np.ndarray:
-        """Returns uint8[H, W, 3].
+        """Returns uint8[n, H, W, 3], the tiles of an image.
 
         Raises:
             ValueError: the image cannot be decoded; `owner` names the sample it belongs to.
@@ -68,7 +82,7 @@ class ImageStore:
         if self._cache:
             return image
         try:
-            return self._processor.resize(image)
+            return self._pixels(image)
         except ImageError as error:
             raise ValueError(
                 f"Sample {owner}: image {describe_source(image)} passed the check of its header, "

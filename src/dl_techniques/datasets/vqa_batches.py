@@ -3,7 +3,7 @@
 import logging
 import operator
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ from dl_techniques.datasets.image_store import ImageStore
 from dl_techniques.datasets.quarantine import Quarantine
 from dl_techniques.datasets.rows import IGNORE_INDEX, BadSampleError, Row, RowEncoder
 from dl_techniques.datasets.samples import normalize_sample
-from dl_techniques.preprocessing.images import ImageProcessor
+from dl_techniques.preprocessing.images import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,9 @@ class VQADataset(keras.utils.PyDataset):
         batch_size: B.
         shuffle: whether each epoch has its own order of rows.
         seed: order and augmentation are functions of (seed, epoch, row).
-        augment: uint8[H, W, 3], Generator -> uint8[H, W, 3].
-        cache_images: decode every image now and keep it as uint8[H, W, 3]; otherwise only headers
+        augment: uint8[H, W, 3], Generator -> uint8[H, W, 3]; the tiles of an image all get the
+            same random numbers.
+        cache_images: decode every image now and keep its tiles as uint8; otherwise only headers
             are checked, and images are decoded for each batch.
         shuffle_turns: whether each epoch has its own order of the questions in a row.
         bucket: lengths are rounded up to multiples of it.
@@ -65,7 +66,7 @@ class VQADataset(keras.utils.PyDataset):
     def __init__(
         self,
         encoder: RowEncoder,
-        image_processor: ImageProcessor,
+        image_processor: BaseImageProcessor,
         samples: Iterable[dict[str, Any]],
         *,
         pad_id: int,
@@ -103,7 +104,7 @@ class VQADataset(keras.utils.PyDataset):
         self._store.check()
         self.rows = self._keep_good(encoded)
         self._finish_report(max_bad_share)
-        self._slots = max(len(row.images) for row in self.rows)
+        self._slots = max(map(self._tiles, self.rows))
         self._longest = max(len(row.tokens()[0]) for row in self.rows)
         if shuffle_turns:
             self._longest = min(max_length, max(_longest_order(row) for row in self.rows))
@@ -140,6 +141,9 @@ class VQADataset(keras.utils.PyDataset):
             else:
                 self.report.add(rows[0].sample_id, error.reason, str(error))
         return kept
+
+    def _tiles(self, row: Row) -> int:
+        return sum(self._store.tiles(number) for number in row.images)
 
     def _finish_report(self, max_bad_share: float):
         self.report.check(max_bad_share)
@@ -199,23 +203,27 @@ class VQADataset(keras.utils.PyDataset):
         self, indices: Sequence[int], size: int, slots: int | None, epoch: int
     ) -> tuple[np.ndarray, np.ndarray]:
         counts = np.zeros(size, np.int32)
-        counts[: len(indices)] = [len(self.rows[i].images) for i in indices]
+        counts[: len(indices)] = [self._tiles(self.rows[i]) for i in indices]
         slots = slots or max(1, int(counts.max()))
         pixels = np.zeros((size, slots, *self._processor.image_size, 3), np.uint8)
         for place, index in enumerate(indices):
-            for slot in range(counts[place]):
-                pixels[place, slot] = self._pixels(index, slot, epoch)
+            for slot, tile in enumerate(self._row_tiles(index, epoch)):
+                pixels[place, slot] = tile
         images = self._processor.normalize(pixels)
         for place in np.flatnonzero(counts < slots):
             images[place, counts[place] :] = 0.0
         return images, counts
 
-    def _pixels(self, index: int, slot: int, epoch: int) -> np.ndarray:
+    def _row_tiles(self, index: int, epoch: int) -> Iterator[np.ndarray]:
         row = self.rows[index]
-        pixels = self._store.pixels(row.images[slot], row.sample_id)
-        if self._augment is None:
-            return pixels
-        result = self._augment(pixels, self._rng(epoch, index, 1 + slot))
+        for place, number in enumerate(row.images):
+            for tile in self._store.pixels(number, row.sample_id):
+                if self._augment is not None:
+                    tile = self._augmented(tile, self._rng(epoch, index, 1 + place))
+                yield tile
+
+    def _augmented(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        result = self._augment(pixels, rng)
         if result.shape != pixels.shape or result.dtype != np.uint8:
             raise ValueError(
                 f"augment must return uint8{list(pixels.shape)} like its input, got "

@@ -20,10 +20,12 @@ from dl_techniques.preprocessing.chat_template import (
     EncodedConversation,
     encode_conversation,
 )
-from dl_techniques.preprocessing.images import ImageProcessor
+from dl_techniques.preprocessing.image_processors import image_processor_from_config
+from dl_techniques.preprocessing.images import BaseImageProcessor, ImageProcessor, image_size_of
+from dl_techniques.preprocessing.tiling import Layout
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer, Tokenizer, load_tokenizer
 
-CONFIG_FILE = "processor.json"
+CONFIG_FILE = "preprocessor_config.json"
 SAMPLE_FOLDER = Path(__file__).parent / "cauldron_sample"
 
 
@@ -42,7 +44,8 @@ class VQADataProcessor:
         template: a `ChatTemplate` or a name in `chat_template.TEMPLATES`.
         image_token_id: the placeholder of images; None: the model prepends them.
         tokens_per_image: placeholders per image; unused without `image_token_id`.
-        image_processor: default: `ImageProcessor(image_size)`, pixels in [-1, 1].
+        image_processor: default: `ImageProcessor(image_size)`, pixels in [-1, 1]; one that cuts
+            images into tiles gives every tile its placeholders, and the text around them.
         max_bad_share: data sets with a larger share of bad samples are refused.
 
     Attributes:
@@ -66,7 +69,7 @@ class VQADataProcessor:
         template: str | ChatTemplate = "question_answer",
         image_token_id: int | None = None,
         tokens_per_image: int = 0,
-        image_processor: ImageProcessor | None = None,
+        image_processor: BaseImageProcessor | None = None,
         max_bad_share: float = 0.05,
     ):
         if max_text_length < 2 or not 0.0 <= max_bad_share <= 1.0:
@@ -123,9 +126,17 @@ class VQADataProcessor:
         """Returns float32[H, W, 3] for any source that `images.load_image` reads.
 
         Raises:
-            ValueError: the image is missing, broken, truncated or too large.
+            ValueError: the image is missing, broken, truncated or too large, or is cut into
+                several tiles.
         """
-        return self.image_processor(source)
+        tiles = self.preprocess_tiles(source)
+        if len(tiles) != 1:
+            raise ValueError(f"This image becomes {len(tiles)} tiles: call preprocess_tiles.")
+        return tiles[0]
+
+    def preprocess_tiles(self, source: Any) -> np.ndarray:
+        """Returns float32[n, H, W, 3], the tiles of an image; see `preprocess_image`."""
+        return self.image_processor.normalize(self.image_processor.tiles(source).pixels)
 
     def preprocess_text(
         self, question: str, answer: str | None = None, tokenizer: Tokenizer | None = None
@@ -176,9 +187,8 @@ class VQADataProcessor:
         prompt = not messages or messages[-1]["role"] != "assistant"
         encoded = self._encode(messages, add_generation_prompt=prompt)
         ids, labels = self._checked_tokens(encoded, f"Sample {sample['id']}")
-        pixels = [self.image_processor.resize(image) for image in encoded.images]
-        empty = np.zeros((0, *self.image_processor.image_size, 3), np.uint8)
-        images = self.image_processor.normalize(np.stack(pixels) if pixels else empty)
+        empty = np.zeros((0, *self.image_processor.image_size, 3), np.float32)
+        images = np.concatenate([empty, *map(self.preprocess_tiles, encoded.images)])
         return {"text_tokens": ids, "images": images} | ({} if prompt else {"labels": labels})
 
     @property
@@ -216,8 +226,15 @@ class VQADataProcessor:
             self.template,
             image_token_id=self.image_token_id,
             tokens_per_image=self.tokens_per_image,
+            image_layout=self._layout,
             add_generation_prompt=add_generation_prompt,
         )
+
+    def _layout(self, image: Any, number: int, count: int) -> Layout:
+        images = self.image_processor
+        if isinstance(images, ImageProcessor):
+            return (0,)  # Whatever the image is, which need not be there yet.
+        return images.layout(*image_size_of(image, images.max_pixels), number, count)
 
     def _checked_tokens(
         self, encoded: EncodedConversation, name: str
@@ -356,7 +373,7 @@ class VQADataProcessor:
             raise ValueError(
                 f"The processor was made with a {expected}, got a {type(tokenizer).__name__}."
             )
-        processor = ImageProcessor.from_config(config.pop("image_processor"))
+        processor = image_processor_from_config(config.pop("image_processor"))
         template = config.pop("template")
         if isinstance(template, dict):
             # JSON has no tuples.
@@ -365,7 +382,7 @@ class VQADataProcessor:
         return cls(image_processor=processor, template=template, tokenizer=tokenizer, **config)
 
     def save(self, folder: str | Path) -> None:
-        """Writes `processor.json` and the tokenizer's files into a folder."""
+        """Writes `preprocessor_config.json` and the tokenizer's files into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.get_config(), indent=2) + "\n"
@@ -373,8 +390,12 @@ class VQADataProcessor:
         self.tokenizer.save(folder)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "VQADataProcessor":
+    def load(cls, folder: str | Path, tokenizer: Tokenizer | None = None) -> "VQADataProcessor":
         """Reads what `save` wrote.
+
+        Args:
+            folder: where it is.
+            tokenizer: in place of the folder's.
 
         Raises:
             ValueError: a file is missing or broken.
@@ -384,7 +405,7 @@ class VQADataProcessor:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"'{path}' cannot be read: {error}") from error
-        return cls.from_config(config, load_tokenizer(folder))
+        return cls.from_config(config, load_tokenizer(folder) if tokenizer is None else tokenizer)
 
 
 def _check_agreement(tokenizer: Tokenizer, given: tuple[int, int, int, int]):

@@ -18,11 +18,13 @@ class Prompt:
         ids: Token ids, the images' placeholders included.
         images: The images' sources, in order.
         digests: What tells the images apart; see `vision_cache.image_digest`.
+        tiles: Into how many tiles each of them is cut.
     """
 
     ids: list[int]
     images: list[Any]
     digests: list[str]
+    tiles: list[int]
 
 
 @dataclass
@@ -76,7 +78,7 @@ def gather_prompts(model, inputs, vision_embeds=None) -> Prompts:
     longest = max(len(prompt.ids) for prompt in read)
     if model.fusion == "prefix":
         # Images before the text take as many slots in every row.
-        longest += model.tokens_per_image * max(len(prompt.images) for prompt in read)
+        longest += model.tokens_per_image * max(sum(prompt.tiles) for prompt in read)
     return Prompts(len(read), longest, True, single, read)
 
 
@@ -113,7 +115,7 @@ def read_prompt(processor, conversation) -> Prompt:
         digests = [image_digest(image) for image in encoded.images]
     except OSError as error:
         raise ValueError(f"An image cannot be read: {error}") from error
-    return Prompt(list(encoded.token_ids), encoded.images, digests)
+    return Prompt(list(encoded.token_ids), encoded.images, digests, encoded.tiles)
 
 
 def prompt_batch(engine, model, prompts: Sequence[Prompt], vision_cache=None) -> dict:
@@ -128,15 +130,16 @@ def prompt_batch(engine, model, prompts: Sequence[Prompt], vision_cache=None) ->
         tokens[row, : len(prompt.ids)] = prompt.ids
         mask[row, : len(prompt.ids)] = True
     batch = {"text_tokens": tokens, "attention_mask": mask}
-    slots = max(len(prompt.images) for prompt in prompts)
+    slots = max(sum(prompt.tiles) for prompt in prompts)
     if slots:
         embeds = _encoded_images(engine, model, prompts, vision_cache)
-        empty = ops.zeros_like(next(iter(embeds.values())))
-        rows = [[embeds[digest] for digest in prompt.digests] for prompt in prompts]
-        rows = [row + [empty] * (slots - len(row)) for row in rows]
-        flat = ops.stack([image for row in rows for image in row])
-        batch["vision_embeds"] = ops.reshape(flat, (len(rows), slots, *flat.shape[1:]))
-        batch["num_images"] = np.array([len(prompt.images) for prompt in prompts], "int32")
+        empty = ops.zeros_like(next(iter(embeds.values()))[0])
+        rows = []
+        for prompt in prompts:
+            tiles = [tile for digest in prompt.digests for tile in embeds[digest]]
+            rows += tiles + [empty] * (slots - len(tiles))
+        batch["vision_embeds"] = ops.reshape(ops.stack(rows), (len(prompts), slots, *empty.shape))
+        batch["num_images"] = np.array([sum(prompt.tiles) for prompt in prompts], "int32")
     return batch
 
 
@@ -175,7 +178,7 @@ def _positions(model, batch) -> int:
 
 
 def _encoded_images(engine, model, prompts, vision_cache):
-    """Return digest -> float[T, D]."""
+    """Return digest -> float[n, T, D], of an image's n tiles."""
     sources = {
         digest: image
         for prompt in prompts
@@ -189,11 +192,13 @@ def _encoded_images(engine, model, prompts, vision_cache):
         found = {digest: embeds for digest, embeds in found.items() if embeds is not None}
     missing = [digest for digest in sources if digest not in found]
     if missing:
-        pixels = [model.processor.preprocess_image(sources[digest]) for digest in missing]
-        for digest, embeds in zip(missing, engine.encode(np.stack(pixels)), strict=True):
-            found[digest] = embeds
+        tiles = [model.processor.preprocess_tiles(sources[digest]) for digest in missing]
+        encoded = engine.encode(np.concatenate(tiles))
+        ends = np.cumsum([len(pixels) for pixels in tiles])
+        for digest, end, pixels in zip(missing, ends, tiles, strict=True):
+            found[digest] = encoded[end - len(pixels) : end]
             if vision_cache is not None:
-                vision_cache.put(digest + suffix, embeds)
+                vision_cache.put(digest + suffix, found[digest])
     return found
 
 

@@ -17,13 +17,13 @@ class Turn:
 
     Attributes:
         prompt: The whole conversation so far.
-        spans: The place of each image's first placeholder, with the image's digest.
+        spans: The places of each image's first and last placeholder, with the image's digest.
         slots: Of the cache, for the tokens that are not read again.
         earlier: The cache that holds these, or None.
     """
 
     prompt: Prompt
-    spans: list[tuple[int, str]]
+    spans: list[tuple[int, int, str]]
     slots: list[int]
     earlier: CacheState | None
 
@@ -36,11 +36,12 @@ class Turn:
     def part(self) -> Prompt:
         """The rest of the prompt, which is to be read."""
         kept = len(self.slots)
-        rest = [k for k, (start, _) in enumerate(self.spans) if start >= kept]
+        rest = [k for k, (start, _, _) in enumerate(self.spans) if start >= kept]
         return Prompt(
             self.prompt.ids[kept:],
             [self.prompt.images[k] for k in rest],
             [self.prompt.digests[k] for k in rest],
+            [self.prompt.tiles[k] for k in rest],
         )
 
 
@@ -63,7 +64,7 @@ class Session:
         """Forget the conversation."""
         self._ids: list[int] = []
         self._slots: list[int] = []
-        self._spans: list[tuple[int, str]] = []
+        self._spans: list[tuple[int, int, str]] = []
         self._cache = None
         self._capacity = 0
 
@@ -77,7 +78,7 @@ class Session:
             raise ValueError("A session cannot change its model: make a new Session.")
         spans = _image_spans(model, prompt)
         self._model = model
-        kept = self._shared(prompt, spans, model.tokens_per_image)
+        kept = self._shared(prompt, spans)
         used = self._slots[kept - 1] + 1 if kept else 0
         chunk = bucket(len(prompt.ids) - kept, TOKEN_BUCKET)
         needed = used + chunk + bucket(max_new_tokens, TOKEN_BUCKET)
@@ -107,17 +108,17 @@ class Session:
         self._cache = cache
         self._capacity = cache[0][0].shape[1]
 
-    def _shared(self, prompt, spans, tokens_per_image) -> int:
+    def _shared(self, prompt, spans) -> int:
         """Return how many tokens of the prompt the cache holds."""
         most = min(len(self._ids), len(prompt.ids) - 1)
         same = np.equal(self._ids[:most], prompt.ids[:most])
         kept = int(np.append(same, False).argmin())
         pairs = zip(self._spans, spans, strict=False)
-        for (_, old), (start, new) in pairs:
+        for (_, _, old), (start, _, new) in pairs:
             if start < kept and old != new:
                 kept = start
-        for start, _ in spans:
-            if start < kept < start + tokens_per_image:
+        for start, last, _ in spans:
+            if start < kept <= last:
                 kept = start
         return kept
 
@@ -137,8 +138,13 @@ class Session:
 
 
 def _image_spans(model, prompt):
-    """Return the place of each image's first placeholder, with the image's digest."""
+    """Return the places of each image's first and last placeholder, with the image's digest."""
     if model.image_token_id is None:
         raise ValueError("A session needs a model with image placeholders (fusion='placeholder').")
     places = np.flatnonzero(np.equal(prompt.ids, model.image_token_id))
-    return list(zip(places[:: model.tokens_per_image].tolist(), prompt.digests, strict=True))
+    ends = np.cumsum(np.multiply(prompt.tiles, model.tokens_per_image), dtype=int)
+    starts = [0, *ends[:-1]]
+    return [
+        (int(places[start]), int(places[end - 1]), digest)
+        for start, end, digest in zip(starts, ends, prompt.digests, strict=False)
+    ]

@@ -35,7 +35,7 @@ class VisionCache:
         self._bytes = self._hits = self._misses = 0
 
     def get(self, key: str):
-        """Return float[T, D], or None."""
+        """Return float[n, T, D], the embeddings of an image's n tiles, or None."""
         found = self._entries.get(key)
         if found is None:
             self._misses += 1
@@ -45,7 +45,7 @@ class VisionCache:
         return found
 
     def put(self, key: str, embeds) -> None:
-        """Keep float[T, D] under a key."""
+        """Keep float[n, T, D] under a key."""
         size = _bytes_of(embeds)
         if key in self._entries or size > self.max_bytes:
             return

@@ -23,7 +23,8 @@ class GroupedQueryAttention(ConfiguredLayer):
         rope_scaling: See `RotaryEmbedding`.
         use_qkv_bias: Biases on the query, key and value projections.
         use_output_bias: A bias on the output projection.
-        qk_norm: RMS-normalise each head's queries and keys before the rotation.
+        qk_norm: RMS-normalise queries and keys before the rotation: True each head on its own,
+            "width" all heads as one vector.
         norm_epsilon: Epsilon of the query-key norm.
         dropout: Share of attention weights dropped in training.
 
@@ -52,7 +53,7 @@ class GroupedQueryAttention(ConfiguredLayer):
         rope_scaling: dict | None = None,
         use_qkv_bias: bool = False,
         use_output_bias: bool = False,
-        qk_norm: bool = False,
+        qk_norm: bool | str = False,
         norm_epsilon: float = 1e-6,
         dropout: float = 0.0,
         **kwargs,
@@ -63,6 +64,8 @@ class GroupedQueryAttention(ConfiguredLayer):
             require_divisible(hidden_dim, num_heads, "hidden_dim", "num_heads")
             head_dim = hidden_dim // num_heads
         require_divisible(num_heads, num_kv_heads, "num_heads", "num_kv_heads")
+        if qk_norm not in (False, True, "width"):
+            raise ValueError(f"qk_norm={qk_norm!r} must be False, True (each head) or 'width'.")
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
@@ -108,8 +111,9 @@ class GroupedQueryAttention(ConfiguredLayer):
             projection.build(x_shape)
         self.o_proj.build((*x_shape[:-1], self.num_heads * self.head_dim))
         if self.qk_norm:
-            for norm in (self.q_norm, self.k_norm):
-                norm.build((None, None, None, self.head_dim))
+            for norm, heads in ((self.q_norm, self.num_heads), (self.k_norm, self.num_kv_heads)):
+                heads = heads if self.qk_norm == "width" else 1
+                norm.build((None, None, heads * self.head_dim))
 
     def call(
         self,
@@ -120,10 +124,12 @@ class GroupedQueryAttention(ConfiguredLayer):
         cache_index=None,
         training=None,
     ):
-        query = self._heads(self.q_proj(x), self.num_heads)
-        key = self._heads(self.k_proj(x), self.num_kv_heads)
-        value = self._heads(self.v_proj(x), self.num_kv_heads)
-        if self.qk_norm:
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.qk_norm == "width":
+            query, key = self.q_norm(query), self.k_norm(key)
+        query = self._heads(query, self.num_heads)
+        key, value = (self._heads(part, self.num_kv_heads) for part in (key, value))
+        if self.qk_norm and self.qk_norm != "width":
             query, key = self.q_norm(query), self.k_norm(key)
         if self.rotary_embedding is not None:
             if positions is None:

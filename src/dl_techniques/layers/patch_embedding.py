@@ -17,6 +17,7 @@ class PatchEmbedding(ConfiguredLayer):
         patch_size: Side of a patch in pixels.
         embed_dim: Width of the tokens.
         class_token: Whether a learned token comes first; it has a position of its own.
+        use_bias: A bias on the projection of the patches.
 
     Input: float[B, H, W, 3]. Output: float[B, (H // patch) * (W // patch) (+ 1), embed_dim].
 
@@ -30,6 +31,7 @@ class PatchEmbedding(ConfiguredLayer):
         patch_size: int = 16,
         embed_dim: int = 768,
         class_token: bool = False,
+        use_bias: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -37,12 +39,13 @@ class PatchEmbedding(ConfiguredLayer):
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         self.class_token = class_token
+        self.use_bias = use_bias
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = (height // patch_size, width // patch_size)
         if min(self.grid) < 1:
             raise ValueError(f"img_size={img_size} is smaller than patch_size={patch_size}.")
         self.patch_projection = keras.layers.Dense(
-            embed_dim, name="patch_projection", dtype=self.dtype_policy
+            embed_dim, use_bias=use_bias, name="patch_projection", dtype=self.dtype_policy
         )
 
     def build(self, images_shape):

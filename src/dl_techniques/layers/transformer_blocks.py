@@ -1,15 +1,65 @@
 """Pre-norm transformer blocks: the encoder's and the decoder's."""
 
 import keras
+from keras import ops
 
 from dl_techniques.layers.attention import GroupedQueryAttention
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
 from dl_techniques.layers.feed_forward import MLP, SwiGLU
 
+NORMS = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.RMSNormalization}
+
+
+def make_norm(norm_type: str, epsilon: float, name: str, dtype) -> keras.layers.Layer:
+    """Return a norm of the last axis.
+
+    Args:
+        norm_type: "layer" (LayerNorm) or "rms" (RMSNorm).
+        epsilon: Added to the variance or mean square.
+        name: The layer's name.
+        dtype: The layer's dtype policy.
+
+    Raises:
+        ValueError: if there is no such kind.
+    """
+    if norm_type not in NORMS:
+        raise ValueError(f"norm_type={norm_type!r} must be one of {sorted(NORMS)}.")
+    return NORMS[norm_type](epsilon=epsilon, name=name, dtype=dtype)
+
+
+@register
+class LayerScale(ConfiguredLayer):
+    """Multiplies every channel by a learned factor of its own.
+
+    Args:
+        initial_value: The factors' value at the start.
+
+    Input and output: float[..., D].
+
+    Reference: CaiT, https://arxiv.org/abs/2103.17239.
+    """
+
+    def __init__(self, initial_value: float = 0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.initial_value = initial_value
+
+    def build(self, x_shape):
+        self.scale = self.add_weight(
+            name="scale",
+            shape=(x_shape[-1],),
+            initializer=keras.initializers.Constant(self.initial_value),
+        )
+
+    def call(self, x):
+        return x * ops.cast(self.scale, x.dtype)
+
+    def compute_output_shape(self, x_shape):
+        return x_shape
+
 
 @register
 class EncoderBlock(ConfiguredLayer):
-    """LayerNorm -> attention -> add; LayerNorm -> MLP -> add. Every token sees every token.
+    """Norm -> attention -> scale -> add; norm -> MLP -> scale -> add; every token sees every token.
 
     Args:
         hidden_dim: Width of input and output.
@@ -17,7 +67,10 @@ class EncoderBlock(ConfiguredLayer):
         mlp_dim: Width inside the MLP.
         activation: See `MLP`.
         dropout: On attention weights and after both layers of the MLP.
-        norm_epsilon: Epsilon of the LayerNorms.
+        norm_epsilon: Epsilon of all norms.
+        norm_type: "layer" (LayerNorm) or "rms" (RMSNorm) before attention and MLP.
+        use_qkv_bias, qk_norm: See `GroupedQueryAttention`.
+        layer_scale: Start of the `LayerScale` after attention and MLP; None for no scales.
 
     Input and output: float[B, T, hidden_dim].
     """
@@ -30,6 +83,10 @@ class EncoderBlock(ConfiguredLayer):
         activation: str = "gelu_tanh",
         dropout: float = 0.0,
         norm_epsilon: float = 1e-6,
+        norm_type: str = "layer",
+        use_qkv_bias: bool = True,
+        qk_norm: bool | str = False,
+        layer_scale: float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -39,17 +96,21 @@ class EncoderBlock(ConfiguredLayer):
         self.activation = activation
         self.dropout = dropout
         self.norm_epsilon = norm_epsilon
+        self.norm_type = norm_type
+        self.use_qkv_bias = use_qkv_bias
+        self.qk_norm = qk_norm
+        self.layer_scale = layer_scale
         self.norm1, self.norm2 = (
-            keras.layers.LayerNormalization(
-                epsilon=norm_epsilon, name=name, dtype=self.dtype_policy
-            )
+            make_norm(norm_type, norm_epsilon, name, self.dtype_policy)
             for name in ("norm1", "norm2")
         )
         self.attention = GroupedQueryAttention(
             hidden_dim,
             num_heads,
-            use_qkv_bias=True,
+            use_qkv_bias=use_qkv_bias,
             use_output_bias=True,
+            qk_norm=qk_norm,
+            norm_epsilon=norm_epsilon,
             dropout=dropout,
             name="attention",
             dtype=self.dtype_policy,
@@ -57,14 +118,23 @@ class EncoderBlock(ConfiguredLayer):
         self.mlp = MLP(
             hidden_dim, mlp_dim, activation, dropout, name="mlp", dtype=self.dtype_policy
         )
+        self.ls1 = self.ls2 = None
+        if layer_scale is not None:
+            self.ls1, self.ls2 = (
+                LayerScale(layer_scale, name=name, dtype=self.dtype_policy)
+                for name in ("ls1", "ls2")
+            )
 
     def build(self, x_shape):
-        for part in (self.norm1, self.attention, self.norm2, self.mlp):
-            part.build(x_shape)
+        for part in (self.norm1, self.attention, self.ls1, self.norm2, self.mlp, self.ls2):
+            if part is not None:
+                part.build(x_shape)
 
     def call(self, x, training=None):
-        x = x + self.attention(self.norm1(x), training=training)
-        return x + self.mlp(self.norm2(x), training=training)
+        attended = self.attention(self.norm1(x), training=training)
+        x = x + (attended if self.ls1 is None else self.ls1(attended))
+        out = self.mlp(self.norm2(x), training=training)
+        return x + (out if self.ls2 is None else self.ls2(out))
 
     def compute_output_shape(self, x_shape):
         return x_shape
@@ -97,7 +167,7 @@ class DecoderBlock(ConfiguredLayer):
         rope_theta: float | None = 10000.0,
         rope_scaling: dict | None = None,
         use_qkv_bias: bool = False,
-        qk_norm: bool = False,
+        qk_norm: bool | str = False,
         dropout: float = 0.0,
         norm_epsilon: float = 1e-5,
         **kwargs,

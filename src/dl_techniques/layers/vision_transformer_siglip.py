@@ -3,6 +3,20 @@
 from dl_techniques.layers.configured_layer import register
 from dl_techniques.layers.vision_transformer import VisionTransformer
 
+# What makes a `VisionTransformer` SigLIP's. Handed over by name, so that none can be given twice.
+SETTINGS = {
+    "activation": "gelu_tanh",
+    "norm_epsilon": 1e-6,
+    "norm_type": "layer",
+    "use_qkv_bias": True,
+    "qk_norm": False,
+    "layer_scale": None,
+    "use_patch_bias": True,
+    "use_pre_norm": False,
+    "use_final_norm": True,
+    "drop_class_token": False,
+}
+
 
 @register
 class SigLIPVisionTransformer(VisionTransformer):
@@ -40,7 +54,6 @@ class SigLIPVisionTransformer(VisionTransformer):
             mlp_ratio,
             dropout,
             class_token,
-            activation="gelu_tanh",
-            norm_epsilon=1e-6,
+            **SETTINGS,
             **kwargs,
         )

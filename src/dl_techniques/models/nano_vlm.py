@@ -19,11 +19,6 @@ __all__ = [
 ]
 
 
-@register
-class NanoVLM(VisionLanguageModel):
-    """The general model under the family's name; see `VisionLanguageModel`."""
-
-
 def _siglip(img_size, **changes):
     return {
         "img_size": img_size,
@@ -125,6 +120,22 @@ NANOVLM_CONFIGS = {
 }
 
 
+@register
+class NanoVLM(VisionLanguageModel):
+    """The general model under the family's name; see `VisionLanguageModel`."""
+
+    presets = {
+        name: {key: value for key, value in config.items() if key != "total_params"}
+        for name, config in NANOVLM_CONFIGS.items()
+    }
+    public_weights = {
+        "nanovlm_222m": "hf://lusxvr/nanoVLM-222M",
+        "nanovlm_450m": "hf://lusxvr/nanoVLM-450M",
+        "nanovlm_230m_8k": "hf://lusxvr/nanoVLM-230M-8k",
+        "nanovlm_460m_8k": "hf://lusxvr/nanoVLM-460M-8k",
+    }
+
+
 def create_nanovlm(name: str, **changes) -> NanoVLM:
     """Return a new model with random weights.
 
@@ -137,9 +148,7 @@ def create_nanovlm(name: str, **changes) -> NanoVLM:
     """
     if name not in NANOVLM_CONFIGS:
         raise ValueError(f"Unknown model {name!r}: choose from {sorted(NANOVLM_CONFIGS)}.")
-    config = copy.deepcopy(NANOVLM_CONFIGS[name])
-    del config["total_params"]
-    return NanoVLM(**{**config, **changes})
+    return NanoVLM(**{**copy.deepcopy(NanoVLM.presets[name]), **changes})
 
 
 def create_nanovlm_222m(**changes) -> NanoVLM:

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from dl_techniques.checkpoints.backbones import from_backbones
+from dl_techniques.checkpoints.presets import from_preset, push_to_hub, save_to_preset
 from dl_techniques.generation.engine import Engine
 from dl_techniques.generation.generate import generate
 from dl_techniques.generation.scoring import score
@@ -49,6 +51,10 @@ class VisionLanguageModel(keras.Model):
         vision_cache: Keeps embeddings of images between calls of `generate` (`VisionCache`), or
             None.
         stop_ids: End tokens that a checkpoint's configuration names.
+        training_data: What the weights learned from, one sentence for the model card, or None.
+        results: Scores by name, for the model card, or None.
+        presets: Of the class: the named configurations of `from_preset`.
+        public_weights: Of the class: where weights for them are published.
 
     Returns:
         float[B, S, vocab_size] logits; with prefix fusion float[B, I * tokens_per_image + S, ...].
@@ -57,6 +63,9 @@ class VisionLanguageModel(keras.Model):
         ValueError: if an id is out of range, or a row's placeholders do not match its images;
             checked on the host, before a compiled step.
     """
+
+    presets: dict[str, dict] = {}
+    public_weights: dict[str, str] = {}
 
     def __init__(
         self,
@@ -101,6 +110,8 @@ class VisionLanguageModel(keras.Model):
         self.processor = None
         self.vision_cache = None
         self.stop_ids = ()
+        self.training_data = None
+        self.results = None
         self._build_parts()
 
     def _build_parts(self):
@@ -215,6 +226,10 @@ class VisionLanguageModel(keras.Model):
     # Methods that live with what they run.
     generate = generate
     score = score
+    from_preset = classmethod(from_preset)
+    from_backbones = classmethod(from_backbones)
+    save_to_preset = save_to_preset
+    push_to_hub = push_to_hub
 
     def generation_engine(self) -> Engine:
         """Return what runs this model's compiled programs of generation."""

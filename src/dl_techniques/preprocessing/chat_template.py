@@ -1,4 +1,4 @@
-"""Chat templates, and conversations as ids with their label mask.
+"""Conversations as ids with their label mask.
 
 Ids and mask are built together, one turn after the other: text that is learned and text that is
 not are tokenized apart, so the ids of a prompt are always the beginning of the ids of the prompt
@@ -8,10 +8,21 @@ with its answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dl_techniques.preprocessing.chat_templates import (
+    CHATML,
+    IDEFICS3,
+    NVLM,
+    QUESTION_ANSWER,
+    QWEN2,
+    SMOLLM2,
+    SMOLVLM,
+    TEMPLATES,
+    ChatTemplate,
+)
 from dl_techniques.preprocessing.messages import (
     IMAGE_MARK,
     Message,
@@ -23,93 +34,24 @@ from dl_techniques.preprocessing.tokenizer_base import Tokenizer
 
 __all__ = [
     "CHATML",
+    "IDEFICS3",
+    "NVLM",
     "QUESTION_ANSWER",
+    "QWEN2",
+    "SMOLLM2",
+    "SMOLVLM",
     "TEMPLATES",
     "ChatTemplate",
     "EncodedConversation",
+    "ImageLayout",
     "decode_answer",
     "encode_conversation",
     "split_turns",
 ]
 
 
-@dataclass(frozen=True)
-class ChatTemplate:
-    """Fixed text around the turns of a conversation.
-
-    Attributes:
-        name: the template's key in `TEMPLATES`.
-        system: text before and after the content of a system turn; likewise:
-        user: of a user turn.
-        assistant: of an assistant turn. The first one alone invites the model to answer.
-        answer_lead: begins every answer, and is learned with it.
-        end_token: ends an answer and is learned; None: the tokenizer's eos.
-        markers: the special tokens in these texts.
-        starts_with_bos: whether a conversation begins with the tokenizer's bos, if it has one.
-        leading_images_first: whether images before a turn's text stand before its fixed text too.
-        alternating: whether every user turn must be answered before the next one.
-    """
-
-    name: str
-    system: tuple[str, str]
-    user: tuple[str, str]
-    assistant: tuple[str, str]
-    answer_lead: str = ""
-    end_token: str | None = None
-    markers: tuple[str, ...] = ()
-    starts_with_bos: bool = False
-    leading_images_first: bool = False
-    alternating: bool = False
-
-    def end_id(self, tokenizer: Tokenizer) -> int:
-        """Id of the token that ends an answer.
-
-        Raises:
-            ValueError: the tokenizer lacks a special token of this template.
-        """
-        special = tokenizer.special_tokens
-        missing = [token for token in self.markers if token not in special]
-        if missing:
-            raise ValueError(
-                f"the {self.name} template needs the special tokens {missing}; add them with "
-                f"tokenizer.add_special_tokens({missing}) and give the model rows for them"
-            )
-        if self.end_token is not None:
-            return special[self.end_token]
-        if tokenizer.eos_id is None:
-            raise ValueError(
-                f"the {self.name} template ends answers with the tokenizer's eos, and this "
-                "tokenizer has none; name its eos_token when you load it"
-            )
-        return tokenizer.eos_id
-
-    def stop_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """Ids at which an answer ends: the template's end token and the tokenizer's eos."""
-        ids = [self.end_id(tokenizer), tokenizer.eos_id]
-        return list(dict.fromkeys(i for i in ids if i is not None))
-
-
-CHATML = ChatTemplate(
-    name="chatml",
-    system=("<|im_start|>system\n", "<|im_end|>\n"),
-    user=("<|im_start|>user\n", "<|im_end|>\n"),
-    assistant=("<|im_start|>assistant\n", "\n"),
-    end_token="<|im_end|>",
-    markers=("<|im_start|>", "<|im_end|>"),
-)
-
-QUESTION_ANSWER = ChatTemplate(
-    name="question_answer",
-    system=("", "\n"),
-    user=("Question: ", " Answer:"),
-    assistant=("", ""),
-    answer_lead=" ",
-    starts_with_bos=True,
-    leading_images_first=True,
-    alternating=True,
-)
-
-TEMPLATES = {template.name: template for template in (CHATML, QUESTION_ANSWER)}
+# Image, its number in the conversation, number of images -> tiles and the markers between them.
+ImageLayout = Callable[[Any, int, int], tuple[str | int, ...]]
 
 
 @dataclass(frozen=True)
@@ -120,11 +62,13 @@ class EncodedConversation:
         token_ids: S ids.
         label_mask: S flags; True where the id is learned (answers and their end tokens).
         images: the images, in the order of their placeholders.
+        tiles: into how many tiles each image is cut.
     """
 
     token_ids: list[int]
     label_mask: list[bool]
     images: list[Any]
+    tiles: list[int]
 
 
 def encode_conversation(
@@ -134,7 +78,9 @@ def encode_conversation(
     *,
     image_token_id: int | None = None,
     tokens_per_image: int = 0,
+    image_layout: ImageLayout | None = None,
     add_generation_prompt: bool = False,
+    continues: bool = False,
 ) -> EncodedConversation:
     """Turn a conversation into ids, a label mask and its images.
 
@@ -147,15 +93,21 @@ def encode_conversation(
     Args:
         messages: the conversation.
         tokenizer: must have the template's special tokens.
-        template: `CHATML`, `QUESTION_ANSWER` or one of your own.
+        template: one of `TEMPLATES` or one of your own.
         image_token_id: the placeholder; None: images take no place among the ids.
-        tokens_per_image: placeholders for each image; unused without `image_token_id`.
+        tokens_per_image: placeholders for each tile; unused without `image_token_id`.
+        image_layout: called with an image, its number in the conversation (from 0) and how many
+            images there are. Returns in reading order: 0, 1, ... for its tiles, strings for the
+            markers between them (special tokens where the tokenizer has them, else text). None:
+            every image is one tile, without markers.
         add_generation_prompt: end with what invites the model to answer.
+        continues: the messages go on after others, so neither bos, nor the template's start, nor
+            its default system turn stand before them.
 
     Raises:
         ValueError: a malformed message, images that do not fit their marks, an empty answer,
-            turns that the template cannot follow, a special token that the tokenizer lacks, or
-            text that gives the placeholder's id.
+            turns that the template cannot follow, a special token that the tokenizer lacks, text
+            that gives the placeholder's id, or a layout without tiles in their order.
     """
     if image_token_id is not None and (image_token_id < 0 or tokens_per_image < 1):
         raise ValueError(
@@ -163,11 +115,21 @@ def encode_conversation(
             f"{image_token_id} with {tokens_per_image}"
         )
     _check_turns(messages, template, add_generation_prompt)
-    builder = _Builder(tokenizer, template, image_token_id, tokens_per_image)
-    if template.starts_with_bos and tokenizer.bos_id is not None:
-        builder.token(tokenizer.bos_id)
-    for number, message in enumerate(messages):
-        parts = message_parts(message, f"message {number}")
+    contents = [message_parts(m, f"message {number}") for number, m in enumerate(messages)]
+    image_count = sum(kind == "image" for parts in contents for kind, _ in parts)
+    layout = image_layout or _one_tile
+    builder = _Builder(
+        tokenizer,
+        template,
+        image_token_id,
+        tokens_per_image,
+        lambda image, number: layout(image, number, image_count),
+    )
+    if continues:
+        builder.resume()
+    else:
+        builder.open(messages[0]["role"] == "system")
+    for number, (message, parts) in enumerate(zip(messages, contents, strict=True)):
         if message["role"] == "assistant":
             builder.answer(parts, f"message {number}")
         else:
@@ -175,7 +137,7 @@ def encode_conversation(
     if add_generation_prompt:
         builder.fixed(template.assistant[0])
     builder.flush()
-    return EncodedConversation(builder.ids, builder.mask, builder.images)
+    return EncodedConversation(builder.ids, builder.mask, builder.images, builder.tiles)
 
 
 def decode_answer(ids: Iterable[int], tokenizer: Tokenizer, template: ChatTemplate) -> str:
@@ -189,6 +151,10 @@ def decode_answer(ids: Iterable[int], tokenizer: Tokenizer, template: ChatTempla
     return tokenizer.decode(answer, skip_special=True).strip()
 
 
+def _one_tile(image: Any, number: int, count: int) -> tuple[str | int, ...]:
+    return (0,)
+
+
 class _Builder:
     """Ids and mask of a conversation, growing together."""
 
@@ -198,19 +164,35 @@ class _Builder:
         template: ChatTemplate,
         image_token_id: int | None,
         tokens_per_image: int,
+        layout: Callable[[Any, int], tuple[str | int, ...]],
     ) -> None:
         self.ids: list[int] = []
         self.mask: list[bool] = []
         self.images: list[Any] = []
+        self.tiles: list[int] = []
         self._tokenizer = tokenizer
+        self._special = tokenizer.special_tokens
         self._template = template
         self._end_id = template.end_id(tokenizer)
         self._image_token_id = image_token_id
         self._tokens_per_image = tokens_per_image
+        self._layout = layout
         # Neighbouring texts of one kind are tokenized as one, as a model saw them in training.
         self._text = ""
         self._learned = False
         self._after_text = False
+
+    def open(self, has_system: bool) -> None:
+        """Append what stands before the first turn."""
+        if self._template.starts_with_bos and self._tokenizer.bos_id is not None:
+            self.token(self._tokenizer.bos_id)
+        self.fixed(self._template.start)
+        if self._template.default_system is not None and not has_system:
+            self.turn("system", [("text", self._template.default_system)])
+
+    def resume(self) -> None:
+        """Go on behind a special token."""
+        self._after_text = self._tokenizer.prefix_only_first
 
     def text(self, text: str, learned: bool = False) -> None:
         """Append text in which nothing is special."""
@@ -221,12 +203,11 @@ class _Builder:
 
     def fixed(self, text: str) -> None:
         """Append text of the template, with its special tokens."""
-        special = self._tokenizer.special_tokens
         markers = self._template.markers
         parts = re.split("(" + "|".join(map(re.escape, markers)) + ")", text) if markers else [text]
         for part in parts:
             if part in markers:
-                self.token(special[part])
+                self.token(self._special[part])
             elif part:
                 self.text(part)
 
@@ -235,13 +216,37 @@ class _Builder:
         self.flush()
         self.ids += [token_id] * times
         self.mask += [learned] * times
-        self._after_text = False
+        self.resume()
 
     def image(self, image: Any) -> None:
-        """Append an image and its placeholders."""
+        """Append an image: the placeholders of its tiles and the markers between them."""
+        number = len(self.images)
+        layout = self._layout(image, number)
+        tiles = [part for part in layout if not isinstance(part, str)]
+        if not tiles or tiles != list(range(len(tiles))):
+            raise ValueError(
+                f"the layout of image {number} must have its tiles 0, 1, ... in this order, got "
+                f"{layout!r}"
+            )
         self.images.append(image)
-        if self._image_token_id is not None:
-            self.token(self._image_token_id, times=self._tokens_per_image)
+        self.tiles.append(len(tiles))
+        for part in layout:
+            if isinstance(part, str):
+                self._marker(part)
+            elif self._image_token_id is not None:
+                self.token(self._image_token_id, times=self._tokens_per_image)
+
+    def _marker(self, marker: str) -> None:
+        token_id = self._special.get(marker)
+        if token_id is None:
+            self.text(marker)
+        elif token_id == self._image_token_id:
+            raise ValueError(
+                f"an image layout has the placeholder {marker!r} as a marker; give the number of "
+                "the tile instead"
+            )
+        else:
+            self.token(token_id)
 
     def turn(self, role: str, parts: list[tuple[str, Any]]) -> None:
         """Append a turn that is read, not learned."""
@@ -252,6 +257,8 @@ class _Builder:
         for _, image in parts[:lead]:
             self.image(image)
         self.fixed(before)
+        if parts and parts[0][0] == "text":
+            self.text(self._template.text_lead)
         for kind, content in parts[lead:]:
             if kind == "text":
                 self.text(content)

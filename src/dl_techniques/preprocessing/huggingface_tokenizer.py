@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders
 
+from dl_techniques.preprocessing.bpe_files import (
+    CLIP_END,
+    CLIP_START,
+    MERGES_FILE,
+    PRE_TOKENIZER_OF_CLASS,
+    PRE_TOKENIZERS,
+    VOCAB_FILE,
+    byte_spelling,
+    read_clip_bpe,
+    read_vocab_and_merges,
+    read_with,
+)
 from dl_techniques.preprocessing.tokenizer_base import Tokenizer
 from dl_techniques.preprocessing.tokenizer_files import (
     FolderTokens,
@@ -17,38 +30,13 @@ from dl_techniques.preprocessing.tokenizer_files import (
 )
 
 TOKENIZER_FILE = "tokenizer.json"
-VOCAB_FILE = "vocab.json"
-MERGES_FILE = "merges.txt"
-
-_GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# How text is cut into words before BPE; vocab.json and merges.txt do not say it.
-PRE_TOKENIZERS = {
-    "gpt2": _GPT2_SPLIT,
-    "smollm2": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), _GPT2_SPLIT]),
-    "qwen2": pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    ),
-}
-_PRE_TOKENIZER_OF_CLASS = {
-    None: "gpt2",
-    "GPT2Tokenizer": "gpt2",
-    "GPT2TokenizerFast": "gpt2",
-    "Qwen2Tokenizer": "qwen2",
-    "Qwen2TokenizerFast": "qwen2",
-}
 
 
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library; build it with one of the class methods.
 
-    Byte-level BPE without a normalizer gives every text back exactly. Truncation, padding and
+    Byte-level BPE without a normalizer gives every text back exactly; Qwen's gives its NFC form,
+    CLIP's the words in lower case. Truncation, padding and
     the adding of bos or eos that a file may ask for are switched off. Only tokens that the files
     mark as special are special here; Qwen's `<tool_call>`, for one, is ordinary vocabulary.
 
@@ -77,6 +65,8 @@ class HuggingFaceTokenizer(Tokenizer):
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # in text, the spelling of a special token is text
+        self._continuing: tokenizers.Tokenizer | None = None
+        self.prefix_only_first = b'"prepend_scheme":"first"' in _state(backend.pre_tokenizer)
         self._measure()
         for token_id, token in backend.get_added_tokens_decoder().items():
             if token.special:
@@ -92,7 +82,7 @@ class HuggingFaceTokenizer(Tokenizer):
         Raises:
             ValueError: the file is missing or corrupt.
         """
-        return cls(_read(Path(path), tokenizers.Tokenizer.from_file, path), **options)
+        return cls(read_with(tokenizers.Tokenizer.from_file, path, str(path)), **options)
 
     @classmethod
     def from_vocab_and_merges(
@@ -108,15 +98,25 @@ class HuggingFaceTokenizer(Tokenizer):
         Args:
             vocab: path of the JSON object piece -> id.
             merges: path of the merges, one a line.
-            pre_tokenizer: `gpt2`, `smollm2` (single digits, then as GPT-2) or `qwen2`. Qwen also
-                composes characters (NFC) first; here text stays as it is, to come back exactly.
+            pre_tokenizer: `gpt2`, `smollm2` (single digits, then as GPT-2), `qwen2` (composes
+                characters first: NFC) or `clip` (also makes text lower-case and forgets where
+                blanks were).
             **options: as in the constructor.
 
         Raises:
             ValueError: a file is missing or corrupt, or `pre_tokenizer` is unknown.
         """
-        backend = _bpe(Path(vocab), Path(merges), pre_tokenizer)
-        return cls(backend, **options)
+        return cls(read_vocab_and_merges(Path(vocab), Path(merges), pre_tokenizer), **options)
+
+    @classmethod
+    def from_clip_bpe(cls, path: str | Path) -> HuggingFaceTokenizer:
+        """Read CLIP's own `bpe_simple_vocab_16e6.txt.gz`; pads with its end of text.
+
+        Raises:
+            ValueError: the file is missing or corrupt.
+        """
+        named = {"pad_token": CLIP_END, "bos_token": CLIP_START, "eos_token": CLIP_END}
+        return cls(read_clip_bpe(Path(path)), special_tokens=[CLIP_START, CLIP_END], **named)
 
     @classmethod
     def load(cls, folder: str | Path, *, pre_tokenizer: str | None = None) -> HuggingFaceTokenizer:
@@ -136,10 +136,10 @@ class HuggingFaceTokenizer(Tokenizer):
         if path.exists():
             if pre_tokenizer is not None:
                 raise ValueError(f"{path} has its own pre-tokenizer; leave pre_tokenizer out")
-            backend = _read(path, tokenizers.Tokenizer.from_file, path)
+            backend = read_with(tokenizers.Tokenizer.from_file, path, str(path))
         else:
             name = pre_tokenizer or _known_pre_tokenizer(folder, tokens)
-            backend = _bpe(folder / VOCAB_FILE, folder / MERGES_FILE, name)
+            backend = read_vocab_and_merges(folder / VOCAB_FILE, folder / MERGES_FILE, name)
             _add_tokens(backend, tokens, folder)
         named = {f"{name}_token": token for name, token in tokens.named.items()}
         missing = [t for t in tokens.special if backend.token_to_id(t) is None]
@@ -168,17 +168,21 @@ class HuggingFaceTokenizer(Tokenizer):
         # (SmolLM2's) lack rare bytes: remember them, to refuse a text instead of losing a part.
         byte_level = isinstance(self._backend.decoder, decoders.ByteLevel)
         droppable = byte_level and getattr(self._backend.model, "unk_token", None) is None
-        spelling = _byte_spelling() if droppable else {}
+        spelling = byte_spelling() if droppable else {}
         self._missing = frozenset(b for b, char in spelling.items() if char not in vocab)
 
     def _encode_text(self, text: str, continues: bool) -> list[int]:
-        # `continues` changes nothing: byte-level BPE puts nothing before a text.
         if self._missing and not self._missing.isdisjoint(text.encode()):
             lost = next(c for c in text if not self._missing.isdisjoint(c.encode()))
             raise ValueError(
                 f"the tokenizer has no id for the character U+{ord(lost):04X}; remove it"
             )
-        return self._backend.encode(text, add_special_tokens=False).ids
+        backend = self._backend
+        if continues:
+            if self._continuing is None:
+                self._continuing = _without_prefix(self._backend)
+            backend = self._continuing
+        return backend.encode(text, add_special_tokens=False).ids
 
     def _decode_text(self, ids: list[int]) -> str:
         hole = next((i for i in ids if self._backend.id_to_token(i) is None), None)
@@ -195,46 +199,58 @@ class HuggingFaceTokenizer(Tokenizer):
             # A piece of the vocabulary: all is well if text cannot give it (GPT-2's end of text).
             self._check_unreachable(token, known, self._decode_text([known]))
         self._backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        self._continuing = None
         found = self._backend.token_to_id(token)
         self._size = max(self._size, found + 1)
         return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_continuing": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._backend.encode_special_tokens = True  # the library does not pickle this
 
 
-def _read(path: Path, reader: Any, *arguments: Any) -> Any:
-    """Call a reader of the library, which raises bare `Exception`s."""
-    try:
-        return reader(*map(str, arguments))
-    except Exception as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+def _state(part: Any) -> bytes:
+    """A part of a pipeline as JSON."""
+    return b"null" if part is None else part.__getstate__()
 
 
-def _bpe(vocab: Path, merges: Path, pre_tokenizer: str) -> tokenizers.Tokenizer:
-    if pre_tokenizer not in PRE_TOKENIZERS:
-        raise ValueError(
-            f"pre_tokenizer must be one of {sorted(PRE_TOKENIZERS)}, not {pre_tokenizer!r}"
-        )
-    for path in (vocab, merges):
-        if not path.is_file():
-            raise ValueError(f"cannot read {path}: there is no such file")
-    model = _read(f"{vocab} with {merges}", models.BPE.from_file, vocab, merges)
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer]
-    backend.decoder = decoders.ByteLevel()
-    return backend
+def _without_prefix(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy that puts no blank before texts; `backend` itself if it puts none."""
+    changes = {}
+    for name in ("normalizer", "pre_tokenizer"):
+        state = json.loads(_state(getattr(backend, name)))
+        changed = _unprefixed(state)
+        if changed != state:
+            changes[name] = changed
+    if not changes:
+        return backend
+    copied = tokenizers.Tokenizer.from_str(json.dumps(json.loads(backend.to_str()) | changes))
+    copied.encode_special_tokens = True
+    return copied
+
+
+def _unprefixed(part: Any) -> Any:
+    """The JSON of a normalizer or pre-tokenizer (None: there is none) without its prefix."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    for steps in part.keys() & {"normalizers", "pretokenizers"}:
+        kept = [_unprefixed(step) for step in part[steps]]
+        part = part | {steps: [step for step in kept if step is not None]}
+    changes = {"add_prefix_space": False, "prepend_scheme": "never"}
+    return part | {name: changes[name] for name in part.keys() & changes}
 
 
 def _known_pre_tokenizer(folder: Path, tokens: FolderTokens) -> str:
-    if tokens.tokenizer_class not in _PRE_TOKENIZER_OF_CLASS:
+    if tokens.tokenizer_class not in PRE_TOKENIZER_OF_CLASS:
         raise ValueError(
             f"{folder} was written by {tokens.tokenizer_class}, whose pre-tokenizer is not known "
             "here; use HuggingFaceTokenizer.load(folder, pre_tokenizer=...) with one of "
             f"{sorted(PRE_TOKENIZERS)}"
         )
-    return _PRE_TOKENIZER_OF_CLASS[tokens.tokenizer_class]
+    return PRE_TOKENIZER_OF_CLASS[tokens.tokenizer_class]
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, tokens: FolderTokens, folder: Path) -> None:
@@ -246,13 +262,3 @@ def _add_tokens(backend: tokenizers.Tokenizer, tokens: FolderTokens, folder: Pat
                 f"the token files in {folder} give {token!r} the id {token_id}, but with "
                 f"{VOCAB_FILE} it is {found}"
             )
-
-
-def _byte_spelling() -> dict[int, str]:
-    """The character that stands for each byte in a byte-level vocabulary.
-
-    Printable Latin-1 characters stand for themselves, the other bytes for U+0100 and up, in order.
-    """
-    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [b for b in range(0x100) if b not in own]
-    return {b: chr(b) for b in own} | {b: chr(0x100 + n) for n, b in enumerate(others)}

@@ -1,6 +1,11 @@
-"""Images: one decode function for every kind of source, and one resize-and-normalise step."""
+"""Images: one decode function for every kind of source, and the processor that stretches.
+
+Processors that cut images into tiles are in `image_processors`.
+"""
 
 import io
+import math
+import numbers
 import os
 import struct
 from collections.abc import Sequence
@@ -9,6 +14,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from dl_techniques.preprocessing.image_modes import (
+    ImageError,
+    check_transparency,
+    image_from_array,
+    to_rgb,
+)
+from dl_techniques.preprocessing.tiling import Grid, Layout, Tiles
 
 MAX_PIXELS = 64_000_000
 RESAMPLING = {
@@ -20,19 +33,6 @@ RESAMPLING = {
 }
 # What Pillow's decoders raise on broken files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
-
-
-class ImageError(ValueError):
-    """An image that cannot be used.
-
-    Attributes:
-        reason: "missing image", "unreadable image", "truncated image", "huge image" or
-            "unsupported image"; what a report of bad samples counts by.
-    """
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
 
 
 def describe_source(source: Any) -> str:
@@ -49,12 +49,15 @@ def describe_source(source: Any) -> str:
     return repr(source)
 
 
-def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    source: Any, max_pixels: int = MAX_PIXELS, transparency: str = "white"
+) -> Image.Image:
     """Decodes any image source to an upright RGB image.
 
-    EXIF orientation is applied; transparency is laid over white; 16-bit grey is scaled by 1/257;
-    CMYK, palette and grey are converted. An RGB image that is already in memory is returned as it
-    is, so do not draw on the result.
+    EXIF orientation is applied; transparency is laid over white; 16-bit grey is scaled by 1/257
+    (most other programs clip it at 255, which turns nearly everything white); CMYK, palette and
+    grey are converted. An RGB image that is already in memory is returned as it is, so do not draw
+    on the result.
 
     Args:
         source: path (str or path-like), encoded bytes, PIL image, array (uint8 [H, W],
@@ -62,6 +65,7 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
             shapes), or an object whose `read()` gives encoded bytes.
         max_pixels: pictures with more pixels are refused after reading their header only.
             Pillow's own limit (`PIL.Image.MAX_IMAGE_PIXELS`) holds beside it.
+        transparency: "white", or "drop" to show whatever colour lies under transparent pixels.
 
     Returns:
         A PIL image of mode "RGB".
@@ -74,7 +78,7 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     image = open_image(source, max_pixels)
     try:
         image.load()
-        return _to_rgb(_upright(image), name)
+        return to_rgb(_upright(image), name, check_transparency(transparency))
     except ImageError:
         raise
     except _DECODE_ERRORS as error:
@@ -100,7 +104,7 @@ def open_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, Image.Image):
         image = source
     elif isinstance(source, np.ndarray):
-        image = _from_array(source, name)
+        image = image_from_array(source, name)
     else:
         image = _open_encoded(_read_bytes(source, name), name)
     width, height = image.size
@@ -149,135 +153,165 @@ def _open_encoded(data: bytes, name: str) -> Image.Image:
         ) from error
 
 
-def _from_array(array: np.ndarray, name: str) -> Image.Image:
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
-        raise ImageError(
-            "unsupported image",
-            f"Image {name} must have shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] "
-            "(channels last, one image).",
-        )
-    if np.issubdtype(array.dtype, np.floating):
-        low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-        if not (low >= 0.0 and high <= 1.0):  # Also catches NaN.
-            raise ImageError(
-                "unsupported image",
-                f"Image {name} holds floats from {low:g} to {high:g}; expected [0, 1]. "
-                "Give uint8 for 0 to 255.",
-            )
-        array = np.round(array * 255.0).astype(np.uint8)
-    elif array.dtype == np.uint16 and array.ndim == 2:
-        array = _sixteen_to_eight(array)
-    elif array.dtype != np.uint8:
-        raise ImageError(
-            "unsupported image", f"Image {name} must be uint8, uint16 [H, W] or float in [0, 1]."
-        )
-    if array.size == 0:
-        raise ImageError("unsupported image", f"Image {name} has no pixels.")
-    return Image.fromarray(np.ascontiguousarray(array))
+def image_size_of(source: Any, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Reads the size of the image that `load_image` returns from the header, without decoding.
+
+    Only a PNG file with EXIF or XMP data behind its header is decoded.
+
+    Args:
+        source: see `load_image`.
+        max_pixels: see `load_image`.
+
+    Returns:
+        (width, height) in pixels, EXIF orientation applied.
+
+    Raises:
+        ImageError: see `load_image`; broken pixels are not noticed.
+    """
+    image = open_image(source, max_pixels)
+    width, height = image.size
+    try:
+        turned = _may_be_turned(image) and _orientation(image) in (5, 6, 7, 8)
+    except _DECODE_ERRORS as error:
+        message = f"Image {describe_source(source)} cannot be decoded: truncated or corrupt."
+        raise ImageError("truncated image", message) from error
+    return (height, width) if turned else (width, height)
 
 
-def _sixteen_to_eight(array: np.ndarray) -> np.ndarray:
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _may_be_turned(image: Image.Image) -> bool:
+    if image.format == "TIFF":
+        return False  # Pillow turns these itself and tells their upright size from the start.
+    file = getattr(image, "fp", None)
+    if image.format == "PNG" and isinstance(file, io.BytesIO):
+        # Pillow decodes all of a PNG to look for an orientation behind the pixels.
+        data = file.getvalue()
+        return any(mark in data for mark in (b"eXIf", b"exif", b"xmp"))
+    return True
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(0x0112, 1)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    orientation = 0x0112
-    if image.getexif().get(orientation, 1) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.mode.startswith("I"):
-        return _grey16_to_rgb(image, name)
-    if image.mode == "F":
-        return _from_array(np.asarray(image), name).convert("RGB")
-    if image.has_transparency_data:
-        # Converting alone would show whatever colour lies under the transparent pixels.
-        foreground = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, foreground).convert("RGB")
-    return image.convert("RGB")
+class BaseImageProcessor:
+    """What all image processors share: sizes, statistics, and tiles with their layout.
 
-
-def _grey16_to_rgb(image: Image.Image, name: str) -> Image.Image:
-    # Pillow's convert("RGB") clips 16-bit grey at 255: nearly everything would turn white.
-    array = np.asarray(image)
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high > 65535:
-        raise ImageError(
-            "unsupported image",
-            f"Image {name} holds integers from {low} to {high}; expected 16-bit grey (0 to 65535).",
-        )
-    return Image.fromarray(_sixteen_to_eight(array)).convert("RGB")
-
-
-class ImageProcessor:
-    """Turns image sources into model inputs: decode, stretch, normalise.
-
-    `resize` and `normalize` are separate so that a data set can keep uint8 pixels and normalise a
-    whole batch at once. The stretch ignores the aspect ratio and is Pillow's antialiased resize.
+    A subclass says which tiles an image of some size gets (`grid`), how their pixels are made and
+    what text stands around them; so tiles and layout cannot disagree.
 
     Args:
-        image_size: side of the square in pixels, or (height, width).
+        image_size: side of a tile in pixels, or (height, width).
         mean: mean of pixels in [0, 1]: one number, or one for each of R, G, B.
-        std: their scale; the defaults 0.5, 0.5 give values in [-1, 1].
+        std: their scale; 0.5 and 0.5 give values in [-1, 1].
         resample: one of "nearest", "box", "bilinear", "bicubic", "lanczos".
+        transparency: "white" lays transparent pixels over white; "drop" shows whatever colour
+            lies under them. Which one equals a public processor is told by each class.
         max_pixels: larger pictures are refused before they are decoded.
 
     Raises:
-        ValueError: a size, a scale or a filter name is not usable.
+        ValueError: a size, a scale or a name is not usable.
     """
+
+    kind: str
 
     def __init__(
         self,
-        image_size: int | Sequence[int] = 224,
-        mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
-        resample: str = "bicubic",
-        max_pixels: int = MAX_PIXELS,
+        image_size: int | Sequence[int],
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+        resample: str,
+        transparency: str,
+        max_pixels: int,
     ):
-        size = (image_size, image_size) if np.isscalar(image_size) else tuple(image_size)
-        if len(size) != 2 or any(int(n) != n or n < 1 for n in size):
-            raise ValueError(
-                f"image_size must be a positive int or (height, width), got {image_size!r}."
-            )
-        if resample not in RESAMPLING:
-            raise ValueError(f"resample must be one of {sorted(RESAMPLING)}, got {resample!r}.")
-        self.height, self.width = int(size[0]), int(size[1])
+        self.height, self.width = _pair("image_size", image_size)
         self.mean = _channel_values("mean", mean)
         self.std = _channel_values("std", std)
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {std!r}.")
+        if resample not in RESAMPLING:
+            raise ValueError(f"resample must be one of {sorted(RESAMPLING)}, got {resample!r}.")
         self.resample = resample
-        self.max_pixels = int(max_pixels)
+        self.transparency = check_transparency(transparency)
+        self.max_pixels = positive_int("max_pixels", max_pixels)
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """(height, width) of a tile in pixels."""
         return self.height, self.width
 
-    def resize(self, source: Any) -> np.ndarray:
-        """Decodes and stretches a source (see `load_image`) to uint8[H, W, 3]."""
-        image = load_image(source, self.max_pixels)
-        if image.size != (self.width, self.height):
-            image = image.resize((self.width, self.height), RESAMPLING[self.resample])
-        return np.array(image)
+    @property
+    def max_tiles(self) -> int:
+        """The most tiles that any image gets."""
+        return 1
 
-    def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """Maps uint8[..., 3] to float32[..., 3]: `(pixels / 255 - mean) / std`.
+    def grid(self, width: int, height: int) -> Grid:
+        """Plans the tiles of an upright image of this size in pixels.
 
         Raises:
-            ValueError: `pixels` are not uint8 with three channels last.
+            ValueError: a side is not a positive int.
         """
-        if pixels.dtype != np.uint8 or pixels.shape[-1:] != (3,):
+        positive_int("width", width)
+        positive_int("height", height)
+        return self._grid(width, height)
+
+    def layout(self, width: int, height: int, number: int = 0, count: int = 1) -> Layout:
+        """Returns the layout that `tiles` gives an image of this size, without its pixels.
+
+        Args:
+            width: of the upright image in pixels; see `images.image_size_of`.
+            height: of the upright image in pixels.
+            number: of the image in its conversation, from 0; some layouts write it.
+            count: of the images in the conversation.
+
+        Raises:
+            ValueError: a size is not positive, or `number` is not below `count`.
+        """
+        return self._checked_layout(self.grid(width, height), number, count)
+
+    def tiles(self, source: Any, number: int = 0, count: int = 1) -> Tiles:
+        """Decodes an image (see `load_image`) and cuts it into tiles.
+
+        Args:
+            source: see `load_image`.
+            number: see `layout`.
+            count: see `layout`.
+
+        Returns:
+            `pixels` uint8[n, H, W, 3] (float32 in [0, 255] where the class says so) with n at most
+            `max_tiles`, and their `layout`.
+
+        Raises:
+            ImageError: see `load_image`.
+            ValueError: see `layout`.
+        """
+        image = load_image(source, self.max_pixels, self.transparency)
+        grid = self.grid(*image.size)
+        return Tiles(self._pixels(image, grid), self._checked_layout(grid, number, count))
+
+    def normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """Maps pixels [..., 3] to float32[..., 3]: `(pixels / 255 - mean) / std`.
+
+        Args:
+            pixels: uint8, or float32 in [0, 255].
+
+        Raises:
+            ValueError: another dtype, no three channels last, or floats out of range.
+        """
+        if pixels.dtype not in (np.uint8, np.float32) or pixels.shape[-1:] != (3,):
             raise ValueError(
-                f"normalize expects uint8[..., 3], got {pixels.dtype}{list(pixels.shape)}."
+                "normalize expects uint8[..., 3] or float32[..., 3] in [0, 255], got "
+                f"{pixels.dtype}{list(pixels.shape)}."
             )
+        if pixels.dtype == np.float32 and pixels.size:
+            low, high = float(pixels.min()), float(pixels.max())
+            if not (low >= 0.0 and high <= 255.0):  # Also catches NaN.
+                raise ValueError(
+                    f"normalize expects float32 in [0, 255], got values from {low:g} to {high:g}."
+                )
         mean, std = np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64)
         scale, offset = (255.0 * std).astype(np.float32), (mean / std).astype(np.float32)
         if len(set(self.mean)) == len(set(self.std)) == 1:
@@ -286,28 +320,127 @@ class ImageProcessor:
         result -= offset
         return result
 
-    def __call__(self, source: Any) -> np.ndarray:
-        """Returns float32[H, W, 3] for any source that `load_image` reads."""
-        return self.normalize(self.resize(source))
-
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, JSON-ready."""
+        """Returns the constructor's arguments and the `kind` of processor, JSON-ready."""
         return {
+            "kind": self.kind,
             "image_size": [self.height, self.width],
             "mean": list(self.mean),
             "std": list(self.std),
             "resample": self.resample,
+            "transparency": self.transparency,
             "max_pixels": self.max_pixels,
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "ImageProcessor":
-        """Builds a processor from `get_config()`'s result."""
-        return cls(**config)
+    def from_config(cls, config: dict[str, Any]) -> "BaseImageProcessor":
+        """Builds a processor from `get_config()`'s result.
+
+        Raises:
+            ValueError: the config is that of another kind of processor.
+        """
+        arguments = dict(config)
+        kind = arguments.pop("kind", ImageProcessor.kind)  # Old files have no kind.
+        if kind != cls.kind:
+            raise ValueError(
+                f"This is the config of a processor of kind {kind!r}, not {cls.kind!r}; "
+                "image_processor_from_config builds the right one."
+            )
+        return cls(**arguments)
+
+    def _grid(self, width: int, height: int) -> Grid:
+        return Grid()
+
+    def _pixels(self, image: Image.Image, grid: Grid) -> np.ndarray:
+        raise NotImplementedError
+
+    def _layout(self, grid: Grid, number: int, count: int) -> Layout:
+        return tuple(range(grid.count))
+
+    def _checked_layout(self, grid: Grid, number: int, count: int) -> Layout:
+        if not 0 <= number < count:
+            raise ValueError(f"Expected 0 <= number < count, got number={number}, count={count}.")
+        return self._layout(grid, number, count)
+
+    def _resized(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        if image.size == (width, height):
+            return image
+        return image.resize((width, height), RESAMPLING[self.resample])
 
 
-def _channel_values(name: str, value: float | Sequence[float]) -> tuple[float, ...]:
-    values = (value,) * 3 if np.isscalar(value) else tuple(value)
-    if len(values) != 3 or not all(np.isfinite(v) for v in values):
+class ImageProcessor(BaseImageProcessor):
+    """Turns image sources into model inputs: decode, stretch, normalise.
+
+    `resize` and `normalize` are separate so that a data set can keep uint8 pixels and normalise a
+    whole batch at once. The stretch ignores the aspect ratio and is Pillow's antialiased resize.
+
+    These settings give the pixels of public models: SigLIP, the defaults; SigLIP 2 of fixed
+    resolution, `resample="bilinear"`; the first nanoVLM, `mean=0, std=1, resample="bilinear",
+    transparency="drop"`. transformers lays transparent PIL images over white, but drops the
+    transparency of images that it loads itself from a path.
+
+    Args:
+        image_size: side of the square in pixels, or (height, width).
+        mean: see `BaseImageProcessor`.
+        std: see `BaseImageProcessor`.
+        resample: see `BaseImageProcessor`.
+        max_pixels: see `BaseImageProcessor`.
+        transparency: see `BaseImageProcessor`.
+
+    Raises:
+        ValueError: a size, a scale or a name is not usable.
+    """
+
+    kind = "stretch"
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int] = 224,
+        mean: float | Sequence[float] = 0.5,
+        std: float | Sequence[float] = 0.5,
+        resample: str = "bicubic",
+        max_pixels: int = MAX_PIXELS,
+        transparency: str = "white",
+    ):
+        super().__init__(image_size, mean, std, resample, transparency, max_pixels)
+
+    def resize(self, source: Any) -> np.ndarray:
+        """Returns the only tile of a source (see `load_image`): uint8[H, W, 3]."""
+        return self._fitted(load_image(source, self.max_pixels, self.transparency))
+
+    def __call__(self, source: Any) -> np.ndarray:
+        """Returns float32[H, W, 3] for any source that `load_image` reads."""
+        return self.normalize(self.resize(source))
+
+    def _fitted(self, image: Image.Image) -> np.ndarray:
+        return np.array(self._resized(image, self.width, self.height))
+
+    def _pixels(self, image: Image.Image, grid: Grid) -> np.ndarray:
+        return self._fitted(image)[None]
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Returns `value`, a positive whole number, as an int.
+
+    Raises:
+        ValueError: it is none; the message begins with `name`.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 1 or int(value) != value:
+        raise ValueError(f"{name} must be a positive int, got {value!r}.")
+    return int(value)
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    sizes = (value, value) if isinstance(value, numbers.Real) else value
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str) or len(sizes) != 2:
+        raise ValueError(f"{name} must be a positive int or (height, width), got {value!r}.")
+    return positive_int(name, sizes[0]), positive_int(name, sizes[1])
+
+
+def _channel_values(name: str, value: Any) -> tuple[float, ...]:
+    values = [value] * 3 if isinstance(value, numbers.Real) else value
+    good = isinstance(values, (Sequence, np.ndarray)) and len(values) == 3
+    if not good or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in values):
         raise ValueError(f"{name} must be one finite number or three, got {value!r}.")
     return tuple(float(v) for v in values)

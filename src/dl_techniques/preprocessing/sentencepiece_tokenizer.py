@@ -23,7 +23,7 @@ MODEL_FILE = "tokenizer.model"
 _BYTES = 256
 # In the order of their ids: 0, 1, 2, 3.
 _BASE_TOKENS = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>"}
-_BLANK = "\u2581"  # how SentencePiece spells a blank inside pieces
+BLANK = "\u2581"  # how SentencePiece spells a blank inside pieces
 # The protobuf field normalizer_spec.add_dummy_prefix = false. In protobuf the last value of a
 # field counts, so appending these bytes to a model switches its dummy prefix off.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
@@ -37,7 +37,7 @@ class SentencePieceTokenizer(Tokenizer):
     as their own normalization allows.
 
     Args:
-        model: content of a `.model` file.
+        model: content of a `.model` file; kept as an attribute.
         special_tokens: made special, behind the pieces when the model does not have them.
         pad_token: padding token; default: the model's own, if it has one. Likewise:
         bos_token: start of a document.
@@ -57,7 +57,7 @@ class SentencePieceTokenizer(Tokenizer):
         eos_token: str | None = None,
     ) -> None:
         super().__init__()
-        self._model = bytes(model)
+        self.model = bytes(model)
         self._open()
         pieces = self._processor
         for i in range(pieces.get_piece_size()):
@@ -163,7 +163,7 @@ class SentencePieceTokenizer(Tokenizer):
             ValueError: the folder holds a tokenizer of another kind.
         """
         folder = empty_place(folder, ("tokenizer.json", "vocab.json"))
-        (folder / MODEL_FILE).write_bytes(self._model)
+        (folder / MODEL_FILE).write_bytes(self.model)
         write_json(folder / ADDED_TOKENS_FILE, {t: self._special[t] for t in self._added})
         write_folder_tokens(folder, type(self).__name__, self._named, self.special_tokens)
 
@@ -174,21 +174,23 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _open(self) -> None:
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
-            changed = self._model + _NO_DUMMY_PREFIX
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+            changed = self.model + _NO_DUMMY_PREFIX
             self._continuing = sentencepiece.SentencePieceProcessor(model_proto=changed)
         except RuntimeError as error:
             raise ValueError(f"this is no SentencePiece model: {error}") from error
-        pieces = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in _BLANK.encode()]
+        blank = self._continuing.encode(" ")
+        self._prefix = [] if self._processor.encode(" ") == blank else blank
+        pieces = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in BLANK.encode()]
         self._blank_bytes = pieces if all(map(self._processor.is_byte, pieces)) else []
 
     def _encode_text(self, text: str, continues: bool) -> list[int]:
         processor = self._continuing if continues else self._processor
-        if not self._blank_bytes or _BLANK not in text:
+        if not self._blank_bytes or BLANK not in text:
             return processor.encode(text)
         # SentencePiece takes U+2581 for a blank; as bytes it comes back as what it was.
-        first, *rest = text.split(_BLANK)
-        ids = processor.encode(first)
+        first, *rest = text.split(BLANK)
+        ids = processor.encode(first) if first or continues else list(self._prefix)
         for part in rest:
             ids += self._blank_bytes + self._continuing.encode(part)
         return ids
@@ -232,6 +234,6 @@ def _control_tokens(special_tokens: Sequence[str], vocab_size: int) -> list[str]
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
     """The texts in lines that the trainer takes: it drops long ones, and ones with such marks."""
     for text in texts:
-        for line in re.split(f"[\\n\\r\\t\\0{_BLANK}\u2585]", text):
+        for line in re.split(f"[\\n\\r\\t\\0{BLANK}\u2585]", text):
             for start in range(0, len(line), 1000):
                 yield line[start : start + 1000]

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dl_techniques.preprocessing.huggingface_tokenizer import (
-    MERGES_FILE,
-    PRE_TOKENIZERS,
-    TOKENIZER_FILE,
-    VOCAB_FILE,
-    HuggingFaceTokenizer,
-)
+from dl_techniques.preprocessing.bpe_files import MERGES_FILE, PRE_TOKENIZERS, VOCAB_FILE
+from dl_techniques.preprocessing.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokenizer
 from dl_techniques.preprocessing.sentencepiece_tokenizer import MODEL_FILE, SentencePieceTokenizer
 from dl_techniques.preprocessing.tokenizer_base import Tokenizer
 from dl_techniques.preprocessing.tokenizer_files import (

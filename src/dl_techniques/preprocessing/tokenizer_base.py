@@ -23,6 +23,10 @@ class Tokenizer(ABC):
     each of which may be missing.
     """
 
+    # Where a dummy prefix stands: before every text between special tokens, or only before a text
+    # with nothing in front of it.
+    prefix_only_first = False
+
     def __init__(self) -> None:
         self._special: dict[str, int] = {}
         self._named: dict[str, str | None] = {"pad": None, "bos": None, "eos": None}
@@ -86,7 +90,7 @@ class Tokenizer(ABC):
         for part in re.split("(" + "|".join(map(re.escape, spellings)) + ")", text):
             if part in self._special:
                 ids.append(self._special[part])
-                continues = False
+                continues = self.prefix_only_first
             elif part:
                 ids += self._encode_plain(part, continues)
         return ids

@@ -110,7 +110,19 @@ def load_checkpoint(folder: str | Path) -> tuple[NanoVLM, VQADataProcessor]:
         raise ValueError(f"{folder} is no checkpoint folder: {path} does not exist.")
     model = keras.saving.load_model(path, compile=False)
     model.processor = VQADataProcessor.load(folder)
+    model.training_data, model.results = _history(Path(folder))
     return model, model.processor
+
+
+def _history(folder):
+    """Return what the run's model learned from, in one sentence, and its scores."""
+    settings, results = folder / "config.json", folder / "results.json"
+    if not (settings.is_file() and results.is_file()):
+        return None, None
+    config = json.loads(settings.read_text())
+    data = Path(config["data"]).name
+    text = f"The data set {data!r}, {config['epochs']} epochs, seed {config['seed']}, from scratch."
+    return text, json.loads(results.read_text())
 
 
 def load_data(config: dict) -> tuple[list, list]:

@@ -1,0 +1,60 @@
+"""The README.md of a folder with weights: what it is, how large, trained on what, how good."""
+
+import json
+import pathlib
+
+from dl_techniques.models.model_size import analyze_model_size
+
+_HEADER = """---
+library_name: {library}
+pipeline_tag: image-text-to-text
+tags:
+- vision-language
+- {tag}
+---
+"""
+
+
+def write_model_card(
+    model, path: pathlib.Path, library: str = "dl_techniques", usage: str | None = None
+) -> None:
+    """Write a model card.
+
+    Args:
+        model: A `VisionLanguageModel`; its `training_data` and `results` are stated.
+        path: The file.
+        library: What loads the folder, for the hub.
+        usage: Python lines that load it; default: those with `from_preset`.
+    """
+    name = type(model).__name__
+    usage = usage or (
+        f"from dl_techniques.models.nano_vlm import {name}\n\n"
+        f'model = {name}.from_preset("FOLDER OR hf://OWNER/NAME")'
+    )
+    config = {
+        key: getattr(model, key)
+        for key in ("vision_config", "projection_config", "language_config", "fusion")
+    }
+    sections = [
+        _HEADER.format(library=library, tag=name.lower()),
+        f"# {name}, {model.count_params() / 1e6:,.1f}M parameters\n",
+        f"```python\n{usage}\n```\n",
+        f"## Parameters\n\n```\n{analyze_model_size(model)}\n```\n",
+        f"## Configuration\n\n```json\n{json.dumps(config, indent=2)}\n```\n",
+        f"## Training data\n\n{model.training_data or 'Not stated.'}\n",
+        f"## Results\n\n{_results(model.results)}\n",
+    ]
+    path.write_text("\n".join(sections), encoding="utf-8")
+
+
+def _results(results: dict | None) -> str:
+    if not results:
+        return "Not stated."
+    rows = [f"| {name} | {_value(value)} |" for name, value in results.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _value(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value(inner)}" for name, inner in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,38 @@
+"""Our own format: weights under our own paths, and the model's arguments as they are."""
+
+from typing import Any
+
+import dl_techniques
+from dl_techniques.checkpoints.config_fields import Fields
+from dl_techniques.checkpoints.key_map import KeyMap
+
+MODEL_TYPE = "dl_techniques"
+NATIVE = KeyMap(MODEL_TYPE, rules=())
+
+
+def config_from_native(config: dict) -> dict:
+    """Return the constructor's arguments of a model for the config.json of our format.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    arguments = Fields(config, "config.json").get("arguments")
+    if not isinstance(arguments, dict) or not arguments:
+        raise ValueError("config.json: 'arguments' must be an object: the model's arguments.")
+    return arguments
+
+
+def native_config(model) -> dict[str, Any]:
+    """Return the config.json of a model in our format."""
+    arguments = model.get_config()
+    for name in ("name", "trainable", "dtype"):
+        arguments.pop(name, None)
+    return {
+        "model_type": MODEL_TYPE,
+        "model_class": type(model).__name__,
+        "version": dl_techniques.__version__,
+        "arguments": arguments,
+        "eos_token_id": list(model.stop_ids),
+        "training_data": model.training_data,
+        "results": model.results,
+    }
