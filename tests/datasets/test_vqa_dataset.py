@@ -308,8 +308,8 @@ def test_the_same_image_is_decoded_once(tmp_path):
     Image.new("RGB", (4, 4)).save(path)
     used = processor()
     calls = []
-    resize = used.image_processor.resize
-    used.image_processor.resize = lambda source: calls.append(source) or resize(source)
+    tiles = used.image_processor.tiles
+    used.image_processor.tiles = lambda source: calls.append(source) or tiles(source)
     samples = [sample(str(k), [("x", "y")], [str(path)]) for k in range(5)]
     dataset = used.create_dataset(samples, 5)
     assert dataset[0][0]["num_images"].tolist() == [1] * 5 and len(calls) == 1
@@ -338,13 +338,13 @@ def test_templates_whose_turns_run_together_are_refused():
         def __init__(self, inner):
             self.inner = inner
 
-        def __call__(self, messages):
-            encoded = copy.deepcopy(self.inner(messages))
+        def __call__(self, messages, continues):
+            encoded = copy.deepcopy(self.inner(messages, continues))
             if len(messages) > 2:
                 encoded.token_ids[5] += 1
             return encoded
 
-    encoder = RowEncoder(Merging(processor()._encode), 1, 128)
+    encoder = RowEncoder(Merging(processor()._encode), 128)
     with pytest.raises(ValueError, match="differ from the whole conversation"):
         encoder.rows({**samples[0], "source": ""})
 

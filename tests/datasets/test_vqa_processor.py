@@ -126,7 +126,7 @@ def test_save_and_load_carry_everything(tmp_path):
     for key in one:
         assert np.array_equal(one[key], other[key])
     json.loads((tmp_path / "a" / "b" / "preprocessor_config.json").read_text())
-    with pytest.raises(ValueError, match=r"processor\.json"):
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
         VQADataProcessor.load(tmp_path)
     with pytest.raises(ValueError, match="CharacterTokenizer"):
         VQADataProcessor.from_config(processor.get_config(), CharacterTokenizer())

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import keras
+import numpy as np
 
 from dl_techniques.checkpoints.key_map import KeyMap
 from dl_techniques.checkpoints.loading import assign_weights, check_weights
@@ -54,15 +55,27 @@ def build(make: Callable[..., keras.layers.Layer], arguments: dict, *sources: So
     with contextlib.ExitStack() as stack:
         checkpoints = [stack.enter_context(Checkpoint(source.path)) for source in sources]
         _check_blocks(arguments, checkpoints)
-        skeleton = without_weights(create)
+        made = without_weights(create)
         bindings = [
-            check_weights(source.owner(skeleton), file, source.key_map, source.extend_vocabulary)
+            check_weights(source.owner(made), file, source.key_map, source.extend_vocabulary)
             for source, file in zip(sources, checkpoints, strict=True)
         ]
-        made = create()
         for source, file, bound in zip(sources, checkpoints, bindings, strict=True):
-            assign_weights(source.owner(made), file, bound)
+            assign_weights(source.owner(made), file, bound, _initialize)
+    for variable in made.variables:
+        if variable._value is None:  # The seeds of dropout, which no file holds.
+            variable._deferred_initialize()
     return made
+
+
+def _initialize(variable: keras.Variable, value: np.ndarray) -> None:
+    """Give a variable its first value.
+
+    Keras has no public way to do so. Random values would cost more time than the file, and memory
+    beside it, as they go only when the new ones are there.
+    """
+    variable._initializer = lambda shape, dtype: value
+    variable._deferred_initialize()
 
 
 def _check_blocks(arguments: dict, checkpoints: list[Checkpoint]) -> None:

@@ -1,6 +1,7 @@
 """Loads a checkpoint into a layer or model: everything of it, or nothing and every reason why."""
 
 import os
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -60,18 +61,23 @@ def load_weights(
 
 
 def assign_weights(
-    owner: keras.layers.Layer, checkpoint: Checkpoint, bindings: list[Binding]
+    owner: keras.layers.Layer,
+    checkpoint: Checkpoint,
+    bindings: list[Binding],
+    put: Callable[[keras.Variable, np.ndarray], None] = keras.Variable.assign,
 ) -> None:
     """Set the weights of a layer or model, one tensor at a time.
 
     Args:
-        owner: A layer or model with values.
+        owner: A layer or model.
         checkpoint: Where the tensors are.
-        bindings: What `check_weights` returned for a layer or model of the same arguments.
+        bindings: What `check_weights` returned for it.
+        put: Gives a variable its value.
     """
     variables = variables_of(owner)
     for binding in bindings:
-        _assign(checkpoint, binding, [variables[path] for path in binding.paths])
+        _assign(checkpoint, binding, [variables[path] for path in binding.paths], put)
+        checkpoint.forget()
 
 
 def check_weights(
@@ -199,7 +205,7 @@ def _fits_float16(array: np.ndarray) -> bool:
     )
 
 
-def _assign(checkpoint: Checkpoint, binding: Binding, variables: list) -> None:
+def _assign(checkpoint: Checkpoint, binding: Binding, variables: list, put) -> None:
     shapes = tuple(tuple(variable.shape) for variable in variables)
     array = checkpoint.view(_found(checkpoint, binding)[0])
     new_rows = binding.transform.their_shape(shapes)[0] - len(array) if binding.is_vocabulary else 0
@@ -209,4 +215,4 @@ def _assign(checkpoint: Checkpoint, binding: Binding, variables: list) -> None:
     parts = binding.transform.to_ours(array, shapes)
     for variable, part in zip(variables, parts, strict=True):
         # A copy of its own: backends may keep it, and the map is closed later.
-        variable.assign(np.array(part, np.dtype(variable.dtype), order="C"))
+        put(variable, np.array(part, np.dtype(variable.dtype), order="C"))

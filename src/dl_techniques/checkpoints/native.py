@@ -32,6 +32,7 @@ def native_config(model) -> dict[str, Any]:
         "model_class": type(model).__name__,
         "version": dl_techniques.__version__,
         "arguments": arguments,
+        "has_processor": model.processor is not None,
         "eos_token_id": list(model.stop_ids),
         "training_data": model.training_data,
         "results": model.results,

@@ -76,7 +76,8 @@ def from_preset(
     model.stop_ids = stop_ids_of(folder, config)
     model.training_data, model.results = config.get("training_data"), config.get("results")
     if isinstance(processor, str):
-        processor = processor_of(found, config, folder, model, tokenizer)
+        has_one = config.get("has_processor", True)
+        processor = processor_of(found, config, folder, model, tokenizer) if has_one else None
     model.processor = processor
     return model
 

@@ -81,6 +81,11 @@ class SafetensorsFile:
         flat = np.frombuffer(self._map, dtype, math.prod(shape), offset)
         return flat.reshape(shape)
 
+    def forget(self) -> None:
+        """Let go of the pages read so far; those that are used again are read again."""
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Close the map; it stays until its last view is gone."""
         self._tensors = {}
@@ -173,6 +178,11 @@ class Checkpoint:
             dtype: "float32", "float16", "bfloat16", ...; default: as stored.
         """
         return np.array(self.view(key), dtype=None if dtype is None else np.dtype(dtype))
+
+    def forget(self) -> None:
+        """Let go of the pages read so far, which count as this process's memory."""
+        for file in self._file_of.values():
+            file.forget()
 
     def close(self) -> None:
         """Close the files."""

@@ -63,8 +63,7 @@ class RowEncoder:
     encoded at once.
 
     Args:
-        encode: messages -> ids, label mask and images.
-        bos_id: the id that `encode` puts at the start of every conversation; None if it does not.
+        encode: messages, whether they go on after others -> ids, label mask and images.
         max_length: the longest row, in tokens.
         max_turns: the most questions in a row; None: as many as fit.
         shuffle_turns: whether the turns of a row will change places.
@@ -75,8 +74,7 @@ class RowEncoder:
 
     def __init__(
         self,
-        encode: Callable[[Messages], EncodedConversation],
-        bos_id: int | None,
+        encode: Callable[[Messages, bool], EncodedConversation],
         max_length: int,
         max_turns: int | None = None,
         shuffle_turns: bool = False,
@@ -87,7 +85,6 @@ class RowEncoder:
         if max_turns is not None and max_turns < 1:
             raise ValueError(f"max_turns must be at least 1 or None, got {max_turns}.")
         self._encode = encode
-        self._bos_id = bos_id
         self._max_length = max_length
         self._max_turns = max_turns
         self._shuffle_turns = shuffle_turns
@@ -163,9 +160,9 @@ class RowEncoder:
             elif movable:
                 opening = self._tokens(lead + _with_images(turn, images))
             if number > 0:
-                following = self._following(turn)
+                following = self._tokens(turn, continues=True)
             elif movable:
-                following = self._following(_without_images(turn))
+                following = self._tokens(_without_images(turn), continues=True)
             length = _longest([*pieces, (opening, following)], movable)
             if length > self._max_length:
                 if number > 0:
@@ -182,18 +179,13 @@ class RowEncoder:
                 f"max_text_length={self._max_length}. Shorten it or raise the limit.",
             )
 
-    def _tokens(self, messages: Messages) -> Tokens:
+    def _tokens(self, messages: Messages, continues: bool = False) -> Tokens:
         try:
-            encoded = self._encode(messages)
+            encoded = self._encode(messages, continues)
         except ValueError as error:
             raise BadSampleError("malformed messages", str(error)) from error
         ids = np.asarray(encoded.token_ids, np.int32)
         return ids, np.where(np.asarray(encoded.label_mask, bool), ids, np.int32(IGNORE_INDEX))
-
-    def _following(self, messages: Messages) -> Tokens:
-        ids, labels = self._tokens(messages)
-        start = int(self._bos_id is not None)
-        return ids[start:], labels[start:]
 
     def _verify(self, row: Row, lead: Messages, turns: list[Messages], earlier: list):
         if len(turns) < 2 or self._verified >= self._VERIFIED:

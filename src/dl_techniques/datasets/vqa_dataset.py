@@ -219,7 +219,9 @@ class VQADataProcessor:
         """Returns the text of ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special=True)
 
-    def _encode(self, messages: list, add_generation_prompt: bool = False) -> EncodedConversation:
+    def _encode(
+        self, messages: list, continues: bool = False, add_generation_prompt: bool = False
+    ) -> EncodedConversation:
         return encode_conversation(
             messages,
             self.tokenizer,
@@ -228,6 +230,7 @@ class VQADataProcessor:
             tokens_per_image=self.tokens_per_image,
             image_layout=self._layout,
             add_generation_prompt=add_generation_prompt,
+            continues=continues,
         )
 
     def _layout(self, image: Any, number: int, count: int) -> Layout:
@@ -289,10 +292,8 @@ class VQADataProcessor:
         Raises:
             ValueError: more than `max_bad_share` of the samples are bad, or none is good.
         """
-        has_bos = self.template.starts_with_bos and self.tokenizer.bos_id is not None
         encoder = RowEncoder(
             self._encode,
-            self.tokenizer.bos_id if has_bos else None,
             self.max_text_length,
             max_turns,
             shuffle_turns,

@@ -136,6 +136,15 @@ RECIPES = {
     "demo": {
         **_FROM_SCRATCH,
         **_small_model(48, 8, 128, 2, 4, 2, 0.0),
+        # One matrix, as nanoVLM and SmolVLM have: transformers can run the exported model.
+        "projection_config": {
+            "input_dim": 128,
+            "output_dim": 128,
+            "scale_factor": 2,
+            "use_gelu": False,
+            "use_layer_norm": False,
+            "use_bias": False,
+        },
         "pictures": 12000,
         "picture_size": 96,
         "epochs": 3,
