@@ -21,7 +21,6 @@ from dl_techniques.checkpoints.safetensors_writer import (
     PendingTensor,
     write_folder,
 )
-from dl_techniques.layers.configured_layer import ConfiguredLayer
 from dl_techniques.preprocessing.preprocessor_config import preprocessor_config
 from dl_techniques.preprocessing.sentencepiece_export import to_huggingface
 
@@ -84,14 +83,6 @@ def _pending(binding: Binding, variables: dict, dtype, replaced: dict) -> Pendin
     return PendingTensor(binding.keys[0], shape, stored, make)
 
 
-def own_arguments(layer: ConfiguredLayer) -> dict:
-    """Return a layer's own constructor arguments."""
-    config = layer.get_config()
-    for name in ("name", "trainable", "dtype"):
-        config.pop(name, None)
-    return config
-
-
 def export_decoder(
     decoder, folder: str | os.PathLike, dtype: str | None = None, processor=None, **options
 ) -> None:
@@ -108,7 +99,7 @@ def export_decoder(
     Raises:
         ValueError: naming what the format lacks.
     """
-    config = llama_from_language_config(own_arguments(decoder))
+    config = llama_from_language_config(decoder.arguments())
     config["architectures"] = [DECODER_CLASSES[config["model_type"]]]
     tokenizer = None if processor is None else to_huggingface(copy.deepcopy(processor.tokenizer))
     write_model(decoder, folder, config["model_type"], config, dtype, options)
@@ -134,7 +125,7 @@ def export_vision_encoder(
     Raises:
         ValueError: naming what the format lacks.
     """
-    config = siglip_from_vision_config(own_arguments(encoder))
+    config = siglip_from_vision_config(encoder.arguments())
     config |= {"architectures": ["SiglipVisionModel"], "vision_use_head": False}
     images = None
     if processor is not None:

@@ -214,5 +214,14 @@ def _assign(checkpoint: Checkpoint, binding: Binding, variables: list, put) -> N
         array = np.concatenate([array, np.repeat(mean.astype(array.dtype), new_rows, axis=0)])
     parts = binding.transform.to_ours(array, shapes)
     for variable, part in zip(variables, parts, strict=True):
-        # A copy of its own: backends may keep it, and the map is closed later.
-        put(variable, np.array(part, np.dtype(variable.dtype), order="C"))
+        put(variable, _aligned_copy(part, np.dtype(variable.dtype)))
+
+
+def _aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return a copy that a backend can keep as it is: JAX copies what is not aligned once more."""
+    size, step = array.size * dtype.itemsize, 64
+    memory = np.empty(size + step, "uint8")
+    start = -memory.ctypes.data % step
+    copy = memory[start : start + size].view(dtype).reshape(array.shape)
+    copy[...] = array
+    return copy

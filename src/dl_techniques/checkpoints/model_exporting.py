@@ -9,7 +9,7 @@ from dl_techniques.checkpoints.companion_files import (
     write_smolvlm_files,
     write_tokenizer,
 )
-from dl_techniques.checkpoints.exporting import own_arguments, write_model
+from dl_techniques.checkpoints.exporting import write_model
 from dl_techniques.checkpoints.image_normalisation import fold_normalisation
 from dl_techniques.checkpoints.model_card import write_model_card
 from dl_techniques.checkpoints.nanovlm_config import nanovlm_from_config
@@ -23,12 +23,12 @@ IMAGE_TOKEN = "<image>"
 
 def _model_config(model) -> dict:
     """Return a model's arguments, those of its parts complete."""
-    language = own_arguments(model.language_decoder)
+    language = model.language_decoder.arguments()
     vocab_size = language.pop("vocab_size")
     return {
-        "vision_config": own_arguments(model.vision_encoder),
+        "vision_config": model.vision_encoder.arguments(),
         "language_config": language,
-        "projection_config": own_arguments(model.modality_projection),
+        "projection_config": model.modality_projection.arguments(),
         "vocab_size": vocab_size,
         "image_token_id": model.image_token_id,
         "bidirectional_images": model.bidirectional_images,

@@ -24,14 +24,11 @@ def config_from_native(config: dict) -> dict:
 
 def native_config(model) -> dict[str, Any]:
     """Return the config.json of a model in our format."""
-    arguments = model.get_config()
-    for name in ("name", "trainable", "dtype"):
-        arguments.pop(name, None)
     return {
         "model_type": MODEL_TYPE,
         "model_class": type(model).__name__,
         "version": dl_techniques.__version__,
-        "arguments": arguments,
+        "arguments": model.arguments(),
         "has_processor": model.processor is not None,
         "eos_token_id": list(model.stop_ids),
         "training_data": model.training_data,

@@ -11,11 +11,14 @@ register = keras.saving.register_keras_serializable(package=PACKAGE)
 class ConfiguredLayer(keras.layers.Layer):
     """A layer that keeps each constructor argument in an attribute of the same name."""
 
-    def get_config(self) -> dict:
+    def arguments(self) -> dict:
         """Return every constructor argument with its present value."""
         names = inspect.signature(type(self).__init__).parameters
-        own = {name: getattr(self, name) for name in names if name not in ("self", "kwargs")}
-        return {**super().get_config(), **own}
+        return {name: getattr(self, name) for name in names if name not in ("self", "kwargs")}
+
+    def get_config(self) -> dict:
+        """Return the arguments, and those of every Keras layer."""
+        return {**super().get_config(), **self.arguments()}
 
 
 def require_divisible(total: int, parts: int, total_name: str, parts_name: str) -> None:

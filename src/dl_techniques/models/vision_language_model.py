@@ -241,10 +241,9 @@ class VisionLanguageModel(keras.Model):
         """Return counts, times in s and tokens/s of generation so far, and its compilations."""
         return self.generation_engine().statistics.report()
 
-    def get_config(self):
+    def arguments(self) -> dict:
         """Return the constructor's arguments."""
         return {
-            **super().get_config(),
             "vision_config": self.vision_config,
             "language_config": self.language_config,
             "projection_config": self.projection_config,
@@ -253,3 +252,7 @@ class VisionLanguageModel(keras.Model):
             "image_token_id": self.image_token_id,
             "bidirectional_images": self.bidirectional_images,
         }
+
+    def get_config(self):
+        """Return the constructor's arguments, and those of every Keras model."""
+        return {**super().get_config(), **self.arguments()}
