@@ -14,6 +14,7 @@ from references import (
 from safetensors.numpy import load_file, save_file
 from test_decoders import assert_same_tensors
 from tiny_models import logits, tiny_nanovlm
+from tiny_presets import tiny_model
 
 from dl_techniques.checkpoints import (
     Checkpoint,
@@ -104,7 +105,7 @@ def test_nanovlm_file_loads_exports_and_goes_back(tied, tmp_path):
     expected = vlm_logits(tied, batch)
     np.testing.assert_allclose(logits(model, batch), expected, rtol=1e-5, atol=1e-5)
 
-    export_nanovlm(model, tmp_path / "ours", image_mean=0, image_std=1)
+    export_nanovlm(model, tmp_path / "ours", tokenizer="a/b", image_mean=0, image_std=1)
     written = load_file(tmp_path / "ours/model.safetensors")
     assert sorted(written) == sorted(state)
     for key, value in state.items():
@@ -132,10 +133,17 @@ def test_nanovlms_first_release_puts_the_image_first(tied, tmp_path):
     ids = np.concatenate([np.full((2, 4), IMAGE_ID, "int32"), text], axis=1)
     expected = vlm_logits(tied, {"text_tokens": ids, "images": images})
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-    export_nanovlm(model, tmp_path / "ours", image_mean=0, image_std=1)
+    export_nanovlm(model, tmp_path / "ours", tokenizer="a/b", image_mean=0, image_std=1)
     assert set(read_json(tmp_path / "ours/config.json")) <= set(NANOVLM_CONFIG)
-    with pytest.raises(ValueError, match="image_token_id"):
-        export_smolvlm(model, tmp_path / "smolvlm", **PIXELS)
+    # SmolVLM places images by a token, which is new: 40. transformers normalises pixels by 0.5.
+    export_smolvlm(model, tmp_path / "smolvlm", **PIXELS)
+    again = loaded_by_transformers(type(tied), tmp_path / "smolvlm")
+    assert again.config.image_token_id == 40
+    ids[ids == IMAGE_ID] = 40
+    got = vlm_logits(again, {"text_tokens": ids, "images": images})
+    np.testing.assert_allclose(got[..., :40], expected, rtol=1e-5, atol=1e-5)
+    # The new id's logit is the mean of the others.
+    np.testing.assert_allclose(got[..., 40], expected.mean(-1), rtol=1e-4, atol=1e-5)
 
 
 def test_nanovlm_with_either_or_both_of_the_tied_tensors(tied, tmp_path):
@@ -174,7 +182,7 @@ def test_normalisation_is_folded_into_the_patch_embedding(mean, std, tied, tmp_p
     got = vlm_logits(again, {**batch, "images": theirs})
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
-    export_nanovlm(model, tmp_path / "nanovlm", image_mean=mean, image_std=std)
+    export_nanovlm(model, tmp_path / "nanovlm", None, "a/b", mean, std)
     nano = NanoVLM(**config_from_nanovlm(read_json(tmp_path / "nanovlm/config.json")))
     load_weights(nano, tmp_path / "nanovlm", "nanovlm")
     got = logits(nano, {**batch, "images": pixels})
@@ -186,12 +194,11 @@ def test_the_processor_says_how_pixels_are_normalised(tmp_path):
     with pytest.raises(ValueError, match="image_mean"):
         export_smolvlm(model, tmp_path)
 
-    class Processor:
-        image_processor = ImageProcessor(16, mean=0.0, std=1.0)
-
     export_smolvlm(model, tmp_path / "given", image_mean=0.0, image_std=1.0)
-    model.processor = Processor()
+    model = tiny_model(tmp_path / "tokenizer", images=ImageProcessor(16, mean=0.0, std=1.0))
     export_smolvlm(model, tmp_path / "own")
+    model.processor = None
+    export_smolvlm(model, tmp_path / "given", image_mean=0.0, image_std=1.0)
     assert_same_tensors(tmp_path / "given", tmp_path / "own")
 
 

@@ -149,5 +149,7 @@ def write_model(owner, folder, key_map, config: dict, dtype, options: dict, **va
     """
     limit = options.pop("max_shard_bytes", MAX_SHARD_BYTES)
     save_weights(owner, folder, key_map, dtype, limit, **values)
-    stored = dtype or keras.backend.standardize_dtype(owner.weights[0].dtype)
-    write_json(pathlib.Path(folder) / "config.json", {**config, "dtype": stored, **options})
+    if "architectures" in config:  # transformers' configs say it, nanoVLM's cannot.
+        stored = dtype or keras.backend.standardize_dtype(owner.weights[0].dtype)
+        config = {**config, "dtype": stored}
+    write_json(pathlib.Path(folder) / "config.json", {**config, **options})

@@ -60,11 +60,15 @@ def load_weights(
     return assign_weights(owner, source, bindings)
 
 
+def _assign_value(variable: keras.Variable, value: np.ndarray) -> None:
+    variable.assign(value)
+
+
 def assign_weights(
     owner: keras.layers.Layer,
     checkpoint: Checkpoint,
     bindings: list[Binding],
-    put: Callable[[keras.Variable, np.ndarray], None] = keras.Variable.assign,
+    put: Callable[[keras.Variable, np.ndarray], None] = _assign_value,
 ) -> None:
     """Set the weights of a layer or model, one tensor at a time.
 

@@ -59,14 +59,14 @@ def export_nanovlm(
     Raises:
         ValueError: naming what the format lacks.
     """
+    config = nanovlm_from_config(
+        _model_config(model), model.tokens_per_image, tokenizer or os.fspath(folder)
+    )
     own = None
     if tokenizer is None:
         if model.processor is None:
             raise ValueError("Say which tokenizer nanoVLM is to load: tokenizer='OWNER/NAME'.")
         own = to_huggingface(copy.deepcopy(model.processor.tokenizer))
-    config = nanovlm_from_config(
-        _model_config(model), model.tokens_per_image, tokenizer or os.fspath(folder)
-    )
     decoder = model.language_decoder
     metadata = {}
     if decoder.tie_embeddings:

@@ -406,7 +406,11 @@ class VQADataProcessor:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"'{path}' cannot be read: {error}") from error
-        return cls.from_config(config, load_tokenizer(folder) if tokenizer is None else tokenizer)
+        tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
+        try:
+            return cls.from_config(config, tokenizer)
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"'{path}' is not that of a processor: {error!r}") from error
 
 
 def _check_agreement(tokenizer: Tokenizer, given: tuple[int, int, int, int]):

@@ -1,5 +1,6 @@
 """Rotary position embedding (rotate-half form, as in the Llama family)."""
 
+import functools
 import math
 
 import numpy as np
@@ -44,8 +45,13 @@ class RotaryEmbedding(ConfiguredLayer):
         self.head_dim = head_dim
         self.theta = theta
         self.scaling = scaling
-        self._frequencies = rotary_frequencies(head_dim, theta, scaling)
+        _check_scaling(scaling)
         self.built = True
+
+    @functools.cached_property
+    def _frequencies(self):
+        # Not by the constructor: a layer that is only looked at may claim any size.
+        return rotary_frequencies(self.head_dim, self.theta, self.scaling)
 
     def call(self, x, positions):
         frequencies = ops.convert_to_tensor(self._frequencies)
@@ -64,8 +70,13 @@ def rotary_frequencies(head_dim: int, theta: float, scaling: dict | None = None)
     """Return the float32[head_dim / 2] angular frequencies per position."""
     exponents = np.arange(0, head_dim, 2, dtype="float32") / np.float32(head_dim)
     frequencies = (np.float32(1.0) / np.float32(theta) ** exponents).astype("float32")
+    _check_scaling(scaling)
+    return frequencies if scaling is None else _llama3_scaled(frequencies, scaling)
+
+
+def _check_scaling(scaling: dict | None) -> None:
     if scaling is None:
-        return frequencies
+        return
     kind = scaling.get("rope_type", scaling.get("type"))
     missing = LLAMA3_KEYS - set(scaling)
     if kind != "llama3" or missing:
@@ -73,7 +84,6 @@ def rotary_frequencies(head_dim: int, theta: float, scaling: dict | None = None)
             f"rope scaling must have rope_type 'llama3' and the keys {sorted(LLAMA3_KEYS)}; "
             f"got {dict(scaling)}."
         )
-    return _llama3_scaled(frequencies, scaling)
 
 
 def _llama3_scaled(frequencies: np.ndarray, scaling: dict) -> np.ndarray:

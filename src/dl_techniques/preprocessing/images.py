@@ -441,6 +441,6 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
 def _channel_values(name: str, value: Any) -> tuple[float, ...]:
     values = [value] * 3 if isinstance(value, numbers.Real) else value
     good = isinstance(values, (Sequence, np.ndarray)) and len(values) == 3
-    if not good or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in values):
+    if not good or not all(isinstance(v, numbers.Real) and abs(v) < 1e30 for v in values):
         raise ValueError(f"{name} must be one finite number or three, got {value!r}.")
     return tuple(float(v) for v in values)

@@ -76,6 +76,8 @@ def read_folder_tokens(folder: Path) -> FolderTokens:
         if f"{name}_token" in merged
     }
     extra = merged.get("additional_special_tokens") or []
+    if not isinstance(extra, list):
+        raise ValueError(f"additional_special_tokens in {source} must be a list, not {extra!r}")
     special = [_spelling(token, f"additional_special_tokens in {source}") for token in extra]
     special += [token for token in named.values() if token is not None]
     return FolderTokens(
