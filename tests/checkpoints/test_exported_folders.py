@@ -73,11 +73,15 @@ def ours(model, conversation):
 
 
 @pytest.mark.parametrize(
-    ("fusion", "template"),
-    [("placeholder", "chatml"), ("placeholder", "question_answer"), ("prefix", "question_answer")],
+    ("fusion", "template", "kind"),
+    [
+        ("placeholder", "chatml", "bytes"),
+        ("placeholder", "question_answer", "sentencepiece"),
+        ("prefix", "question_answer", "bytes"),
+    ],
 )
-def test_transformers_runs_an_exported_model_by_itself(tmp_path, fusion, template):
-    model = tiny_model(tmp_path / "tokenizer", fusion, template)
+def test_transformers_runs_an_exported_model_by_itself(tmp_path, fusion, template, kind):
+    model = tiny_model(tmp_path / "tokenizer", fusion, template, kind=kind)
     export_smolvlm(model, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "README.md",

@@ -69,7 +69,8 @@ def test_the_model_card_states_what_is_known(saved, tmp_path):
     assert f"{model.count_params():,}" in card
     assert '"embed_dim": 16' in card
     assert "Ten pictures of squares." in card
-    assert "| squares | 0.5123 |" in card and "small 0.25, count 8" in card
+    assert "|  |  | small | count |\n" in card
+    assert "| squares | 0.5123 |  |  |\n| by size |  | 0.25 | 8 |\n" in card
     model = tiny_model(tmp_path)
     model.save_to_preset(tmp_path / "plain")
     assert (tmp_path / "plain/README.md").read_text().count("Not stated.") == 2

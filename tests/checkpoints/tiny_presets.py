@@ -8,7 +8,7 @@ from tiny_models import tiny_config, tiny_nanovlm
 
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.preprocessing.images import ImageProcessor
-from dl_techniques.preprocessing.tokenizer import HuggingFaceTokenizer
+from dl_techniques.preprocessing.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 
 MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BARE = {
@@ -50,9 +50,14 @@ def tiny_model(
     special=MARKERS,
     image_token="<|image|>",
     images=None,
+    kind="bytes",
 ):
     """Return a model with a processor; `folder` gets the tokenizer's files."""
-    tokenizer = byte_tokenizer(folder, special)
+    if kind == "sentencepiece":
+        texts = [f"Question: {QUESTION} Answer: a red square, two blue circles"] * 4
+        tokenizer = SentencePieceTokenizer.train(texts, 300)
+    else:
+        tokenizer = byte_tokenizer(folder, special)
     image_token_id = None
     if fusion == "placeholder":
         (image_token_id,) = tokenizer.add_special_tokens([image_token])

@@ -50,11 +50,19 @@ def write_model_card(
 def _results(results: dict | None) -> str:
     if not results:
         return "Not stated."
-    rows = [f"| {name} | {_value(value)} |" for name, value in results.items()]
-    return "\n".join(["| | |", "|---|---|", *rows])
+    table = {
+        name: value if isinstance(value, dict) else {"": value} for name, value in results.items()
+    }
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    lines = [_line("", *columns), _line(*["---"] * (1 + len(columns)))]
+    for name, row in table.items():
+        lines.append(_line(name, *(_value(row.get(column, "")) for column in columns)))
+    return "\n".join(lines)
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _value(value) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_value(inner)}" for name, inner in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
