@@ -77,10 +77,11 @@ def test_info_tells_format_parameters_and_dtype(command, preset, tmp_path):
     assert f"dtype         F32 {count}" in out
     assert out.splitlines()[-1].split()[:2] == ["total", count]
     assert "embed_dim=16" in out
-    for to in ("smolvlm", "nanovlm"):
+    for to in ("smolvlm", "nanovlm", "keras"):
         command("convert", folder, tmp_path / to, "--to", to, "--dtype", "bfloat16")
         code, out, _ = command("info", tmp_path / to)
-        assert f"format        {to}" in out and "BF16" in out
+        name = "dl_techniques" if to == "keras" else to
+        assert f"format        {name}" in out and f"dtype         BF16 {count}" in out
         assert out.splitlines()[-1].split()[:2] == ["total", count]
     for name, reference, architecture in (
         ("llama", llama(), "LanguageDecoder"),

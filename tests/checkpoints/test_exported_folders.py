@@ -15,8 +15,11 @@ from dl_techniques.checkpoints import (
 )
 from dl_techniques.generation import Session, VisionCache
 from dl_techniques.models.nano_vlm import NanoVLM
-from dl_techniques.preprocessing.image_processors import Idefics3ImageProcessor
-from dl_techniques.preprocessing.images import load_image
+from dl_techniques.preprocessing.image_processors import (
+    Idefics3ImageProcessor,
+    NanoVLMImageProcessor,
+)
+from dl_techniques.preprocessing.images import ImageProcessor, load_image
 
 NEW_TOKENS = 8
 
@@ -81,7 +84,8 @@ def ours(model, conversation):
     ],
 )
 def test_transformers_runs_an_exported_model_by_itself(tmp_path, fusion, template, kind):
-    model = tiny_model(tmp_path / "tokenizer", fusion, template, kind=kind)
+    images = ImageProcessor(16, mean=[0.4, 0.5, 0.6], std=0.3, resample="bilinear")
+    model = tiny_model(tmp_path / "tokenizer", fusion, template, images=images, kind=kind)
     export_smolvlm(model, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "README.md",
@@ -112,9 +116,17 @@ def test_transformers_runs_an_exported_model_by_itself(tmp_path, fusion, templat
     assert ("suppress_tokens" in config) == (fusion == "prefix")
     assert "AutoModelForImageTextToText" in (tmp_path / "out/README.md").read_text()
     if fusion == "placeholder":
-        again = NanoVLM.from_preset(tmp_path / "out", processor=None)
+        again = NanoVLM.from_preset(tmp_path / "out")
         assert again.image_token_id == model.image_token_id
         assert again.stop_ids == tuple(config["eos_token_id"])
+        assert again.processor.encode_prompt(asked).token_ids == expected_prompt
+        assert again.processor.template == model.processor.template
+        images = again.processor.image_processor
+        assert (type(images), images.resample) == (ImageProcessor, "bilinear")
+        assert (images.mean, images.std) == ((0.5,) * 3, (0.5,) * 3)
+    else:
+        # The token was added to a copy.
+        assert "<image>" not in model.processor.tokenizer.special_tokens
 
 
 def test_smolvlm_folders_go_there_and_back(tmp_path):
@@ -147,21 +159,99 @@ def test_smolvlm_folders_go_there_and_back(tmp_path):
     session = Session()
     first = again.generate(asked, 4, session=session)
     assert first == expected
+    # 9 x 30 becomes 4 x 2 tiles.
     longer = [
         *asked,
         {"role": "assistant", "content": "x"},
-        *question(picture(tmp_path / "b.png", 2)),
+        *question(picture(tmp_path / "b.png", 2, (9, 30))),
     ]
     assert again.generate(longer, 4, session=session) == model.generate(longer, 4)
     assert session.reused > 13 * again.tokens_per_image
     assert again.vision_cache.stats()["entries"] == 2
 
 
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_generation_settings_name_every_end_of_an_answer(tmp_path):
+    model = tiny_model(tmp_path / "tokenizer", template="question_answer", kind="sentencepiece")
+    model.stop_ids = (7,)
+    export_smolvlm(model, tmp_path / "out")
+    processor = model.processor
+    assert read(tmp_path / "out/generation_config.json") == {
+        "eos_token_id": [*processor.stop_ids, 7],
+        "pad_token_id": processor.pad_token_id,
+        "bos_token_id": processor.bos_token_id,
+    }
+    assert NanoVLM.from_preset(tmp_path / "out").stop_ids == (*processor.stop_ids, 7)
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "idefics3"])
+def test_images_that_transformers_cannot_prepare(tmp_path, kind):
+    own = NanoVLMImageProcessor(16, 32) if kind == "smolvlm" else ImageProcessor(16, std=0.3)
+    model = tiny_model(tmp_path / "tokenizer", images=own)
+    export_smolvlm(model, tmp_path / "out", kind=kind)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not any("processor" in name for name in names)
+    tokens = read(tmp_path / "out/tokenizer_config.json")
+    assert "processor_class" not in tokens
+    assert tokens["extra_special_tokens"] == {"image_token": "<|image|>"}
+    card = (tmp_path / "out/README.md").read_text()
+    assert "library_name: transformers" in card and "cuts images otherwise" in card
+
+
+IDEFICS3_TOKENS = [
+    "<|begin_of_text|>",
+    "<end_of_utterance>",
+    "<fake_token_around_image>",
+    "<image>",
+]
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "idefics3"])
+def test_another_programs_folder_has_the_template_of_its_tokens(tmp_path, kind):
+    special = (
+        IDEFICS3_TOKENS[:-1] if kind == "idefics3" else ["<|im_start|>", *IDEFICS3_TOKENS[1:3]]
+    )
+    images = Idefics3ImageProcessor(16, 32, mean=[0.4, 0.5, 0.6])
+    model = tiny_model(tmp_path / "tokenizer", "placeholder", kind, special, "<image>", images)
+    folder = tmp_path / "out"
+    export_smolvlm(model, folder, kind=kind)
+    settings = read(folder / "preprocessor_config.json")
+    name = {"smolvlm": "SmolVLM", "idefics3": "Idefics3"}[kind]
+    assert settings["processor_class"] == f"{name}Processor"
+    assert settings["image_processor_type"] == f"{name}ImageProcessor"
+    assert settings["image_mean"] == [0.5] * 3
+    assert (folder / "video_preprocessor_config.json").exists() == (kind == "smolvlm")
+    assert read(folder / "tokenizer_config.json")["extra_special_tokens"] == {
+        "image_token": "<image>",
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+    }
+    for text in ("{{ messages }}", None):
+        if text is None:
+            (folder / "chat_template.jinja").unlink()
+        else:
+            (folder / "chat_template.jinja").write_text(text)
+        again = NanoVLM.from_preset(folder)
+        assert again.processor.template.name == kind
+        assert isinstance(again.processor.image_processor, Idefics3ImageProcessor)
+    settings["max_image_size"] = {"longest_edge": 32}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"image settings give \(32, 32\) pixels.*made for"):
+        NanoVLM.from_preset(folder)
+
+
 def test_parts_with_their_tokenizer_and_image_settings(tmp_path):
     import transformers
 
     model = tiny_model(tmp_path / "tokenizer")
-    export_decoder(model.language_decoder, tmp_path / "llama", processor=model.processor)
+    options = {"processor": model.processor, "eos_token_id": 5, "hidden_act": "swish"}
+    export_decoder(model.language_decoder, tmp_path / "llama", **options)
+    config = read(tmp_path / "llama/config.json")
+    assert (config["eos_token_id"], config["hidden_act"]) == (5, "swish")
+    assert config["dtype"] == "float32"
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama")
     asked = [{"role": "user", "content": "Why?"}]
     expected = model.processor.encode_prompt(asked).token_ids
@@ -169,7 +259,9 @@ def test_parts_with_their_tokenizer_and_image_settings(tmp_path):
     assert got == expected
     generation = json.loads((tmp_path / "llama/generation_config.json").read_text())
     assert generation["eos_token_id"] == model.processor.stop_ids
-    export_vision_encoder(model.vision_encoder, tmp_path / "siglip", processor=model.processor)
+    options = {"processor": model.processor, "dtype": "bfloat16"}
+    export_vision_encoder(model.vision_encoder, tmp_path / "siglip", **options)
+    assert read(tmp_path / "siglip/config.json")["dtype"] == "bfloat16"
     images = transformers.AutoImageProcessor.from_pretrained(tmp_path / "siglip")
     path = picture(tmp_path / "a.png")
     pixels = images(load_image(path), return_tensors="np")["pixel_values"][0]
@@ -179,8 +271,10 @@ def test_parts_with_their_tokenizer_and_image_settings(tmp_path):
 
 def test_nanovlm_gets_its_tokenizer_too(tmp_path):
     model = tiny_model(tmp_path / "tokenizer")
-    export_nanovlm(model, tmp_path / "out")
-    config = json.loads((tmp_path / "out/config.json").read_text())
+    export_nanovlm(model, tmp_path / "out", vlm_checkpoint_path="elsewhere")
+    config = read(tmp_path / "out/config.json")
+    assert config["vlm_checkpoint_path"] == "elsewhere"
+    assert "library_name: nanovlm" in (tmp_path / "out/README.md").read_text()
     assert config["lm_tokenizer"] == str(tmp_path / "out")
     assert NanoVLM.from_preset(tmp_path / "out", tokenizer=tmp_path / "out").processor is not None
     model.processor = None

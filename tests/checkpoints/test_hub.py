@@ -1,11 +1,15 @@
+import fnmatch
 import shutil
+import subprocess
+import sys
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 from tiny_presets import assert_same_weights, tiny_model
 
-from dl_techniques.checkpoints.hub import local_folder, repository_name
+from dl_techniques.checkpoints import Checkpoint
+from dl_techniques.checkpoints.hub import TOKENIZER_FILES, local_folder, repository_name
 from dl_techniques.models.nano_vlm import NanoVLM
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -59,14 +63,47 @@ def test_only_what_is_needed_is_asked_for(monkeypatch, tmp_path):
     assert (asked["name"], asked["revision"]) == ("someone/tiny", "abc")
     assert "*.safetensors" in asked["allow_patterns"]
     assert not any("bin" in pattern for pattern in asked["allow_patterns"])
+    assert asked["ignore_patterns"] == ["*/*"]
     with pytest.raises(ValueError, match=r"config\.json"):
         NanoVLM.from_preset("hf://someone/tiny", load_weights=False)
     assert "*.safetensors" not in asked["allow_patterns"]
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json"),
+        *("merges.txt", "added_tokens.json", "special_tokens_map.json"),
+    ],
+)
+def test_every_file_of_a_tokenizer_is_asked_for(monkeypatch, tmp_path, name):
+    asked = []
+
+    def download(repository, allow_patterns, **options):
+        asked.append(allow_patterns)
+        return tmp_path
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    local_folder("hf://someone/tiny")
+    local_folder("hf://someone/tiny", files=TOKENIZER_FILES)
+    for patterns in asked:
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    assert any(fnmatch.fnmatch("chat_template.jinja", pattern) for pattern in asked[0])
+
+
+def hub_error(kind):
+    """Return an error that the hub's answer raises."""
+    error = kind.__new__(kind)  # Its constructor wants the answer itself.
+    error.args = ("not here",)
+    return error
+
+
+@pytest.mark.parametrize(
     ("error", "expected"),
     [
+        (hub_error(errors.RepositoryNotFoundError), ValueError),
+        (hub_error(errors.RevisionNotFoundError), ValueError),
+        (errors.HTTPError("broken line"), ConnectionError),
         (errors.LocalEntryNotFoundError("no network"), ConnectionError),
         (errors.OfflineModeIsEnabled("offline"), ConnectionError),
         (OSError(28, "No space left on device"), OSError),
@@ -109,9 +146,36 @@ def test_push_to_hub(monkeypatch, tmp_path):
     assert "## Training data" in (tmp_path / "uploaded/README.md").read_text()
 
 
+def test_push_to_hub_takes_a_dtype_and_says_what_the_hub_refuses(monkeypatch, tmp_path):
+    model = tiny_model(tmp_path / "tokenizer")
+
+    class Api:
+        endpoint = "https://hub"
+
+        def create_repo(self, name, **options):
+            assert options["private"] is None
+
+        def upload_folder(self, repo_id, folder_path, **options):
+            if repo_id == "another/tiny":
+                raise hub_error(errors.HfHubHTTPError)
+            with Checkpoint(folder_path) as file:
+                assert {file.dtype(key) for key in file.keys()} == {"BF16"}
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert model.push_to_hub("someone/tiny", dtype="bfloat16") == "https://hub/someone/tiny"
+    with pytest.raises(ValueError, match="The hub refuses another/tiny"):
+        model.push_to_hub("another/tiny")
+
+
 def test_push_to_hub_needs_a_network_and_a_name(tmp_path):
     model = tiny_model(tmp_path / "tokenizer")
     with pytest.raises(ConnectionError, match="someone/tiny cannot be uploaded .*offline"):
         model.push_to_hub("someone/tiny")
     with pytest.raises(ValueError, match="no name of a repository"):
         model.push_to_hub("tiny")
+
+
+def test_the_hub_is_known_in_a_process_of_its_own():
+    code = "from dl_techniques.checkpoints.hub import local_folder; local_folder('hf://a/b')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ConnectionError: hf://a/b is not in the local cache" in done.stderr

@@ -1,5 +1,8 @@
 """A checkpoint that does not fit is refused with every reason, and nothing is written."""
 
+import pathlib
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -86,6 +89,29 @@ def test_all_problems_are_told_together(saved):
         "q_proj.bias: unexpected",
     )
     assert text.count("\n") == 5
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_what_is_read_of_a_file_does_not_stay_in_memory(tmp_path):
+    decoder = LanguageDecoder(40_000, 32, 1, 2, 10)
+    decoder.build((None, None))
+    save_weights(decoder, tmp_path, "llama")
+    with Checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.view(EMBED).sum() != 0
+        assert resident(tmp_path) > 4_000_000
+        load_weights(decoder, checkpoint, "llama")
+        assert resident(tmp_path) < 1_000_000
+
+
+def resident(folder):
+    """Return how many bytes of the mapped files of a folder are in this process's memory."""
+    count, inside = 0, False
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = str(folder) in line
+        elif inside and line.startswith("Rss:"):
+            count += 1024 * int(line.split()[1])
+    return count
 
 
 def test_dropped_keys_are_no_problem(saved):

@@ -1,10 +1,8 @@
-import json
-
 import keras
 import numpy as np
 import pytest
 from references import llama, siglip
-from tiny_models import tiny_config
+from tiny_models import logits, random_ids, tiny_config, tiny_nanovlm
 from tiny_presets import (
     MARKERS,
     assert_same_weights,
@@ -16,8 +14,12 @@ from tiny_presets import (
 
 from dl_techniques.checkpoints import export_nanovlm
 from dl_techniques.checkpoints.json_files import read_json, write_json
+from dl_techniques.checkpoints.presets import stop_ids_of
 from dl_techniques.models.nano_vlm import NanoVLM
-from dl_techniques.preprocessing.image_processors import NanoVLMImageProcessor
+from dl_techniques.preprocessing.image_processors import (
+    Idefics3ImageProcessor,
+    NanoVLMImageProcessor,
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,7 @@ def test_shards_dtype_and_random_weights(saved, tmp_path):
     assert_same_weights(NanoVLM.from_preset(tmp_path / "shards", processor=None), model)
     half = NanoVLM.from_preset(folder, dtype="bfloat16")
     assert {v.dtype for v in half.weights} == {"bfloat16"}
+    assert isinstance(half.generate(question(picture(tmp_path / "a.png")), 2), str)
     (folder_half := tmp_path / "half").mkdir()
     model.save_to_preset(folder_half, dtype="bfloat16")
     assert_same_weights(NanoVLM.from_preset(folder_half, dtype="bfloat16"), half)
@@ -92,6 +95,35 @@ def test_shards_dtype_and_random_weights(saved, tmp_path):
     assert random.count_params() == model.count_params()
     kernel = random.modality_projection.weights[0], model.modality_projection.weights[0]
     assert not np.array_equal(*map(keras.ops.convert_to_numpy, kernel))
+
+
+def test_a_preset_without_a_processor_or_with_another_tokenizer(saved, tmp_path):
+    model, folder = saved
+    bare = copied(folder, tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    with pytest.raises(ValueError, match="bare"):
+        NanoVLM.from_preset(bare)
+    loaded = NanoVLM.from_preset(bare, tokenizer=folder)
+    assert loaded.processor.tokenizer.special_tokens == model.processor.tokenizer.special_tokens
+    own = model.processor.tokenizer
+    given = NanoVLM.from_preset(bare, tokenizer=own).processor.tokenizer
+    assert given is not own and given.special_tokens == own.special_tokens
+    loaded.processor = None
+    loaded.save_to_preset(tmp_path / "alone")
+    names = {path.name for path in (tmp_path / "alone").iterdir()}
+    assert names == {"README.md", "config.json", "model.safetensors"}
+    assert NanoVLM.from_preset(tmp_path / "alone").processor is None
+
+
+def test_stop_ids_are_those_of_all_files(tmp_path):
+    config = {"eos_token_id": 3, "text_config": {"eos_token_id": [4, 3]}}
+    assert stop_ids_of(tmp_path, config) == (3, 4)
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": [5, 3]})
+    assert stop_ids_of(tmp_path, config) == (5, 3, 4)
+    for wrong in (-1, "3", 2.5, [3, -1], [[3]]):
+        with pytest.raises(ValueError, match=r"eos_token_id=.*expected token ids"):
+            stop_ids_of(tmp_path, {"eos_token_id": wrong})
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -117,6 +149,23 @@ def test_what_is_no_model_is_refused(saved, tmp_path):
     write_json(folder / "config.json", {**config, "model_type": "bert"})
     with pytest.raises(ValueError, match="model_type='bert'; supported are .*siglip"):
         NanoVLM.from_preset(folder)
+    write_json(folder / "config.json", {**config, "model_type": ["bert"]})
+    with pytest.raises(ValueError, match=r"model_type=\['bert'\]; supported are"):
+        NanoVLM.from_preset(folder)
+
+
+def test_a_loaded_model_can_drop_out(tmp_path):
+    language = tiny_config()["language_config"] | {"dropout": 0.5}
+    model = tiny_nanovlm(language_config=language)
+    model.save_to_preset(tmp_path / "preset")
+    again = NanoVLM.from_preset(tmp_path / "preset")
+    ids = random_ids(1, 8)
+    np.testing.assert_array_equal(
+        logits(again, {"text_tokens": ids}), logits(model, {"text_tokens": ids})
+    )
+    trained = keras.ops.convert_to_numpy(again({"text_tokens": ids}, training=True))
+    assert np.isfinite(trained).all()
+    assert np.abs(trained - logits(again, {"text_tokens": ids})).max() > 0.01
 
 
 def test_configurations_by_name(monkeypatch):
@@ -150,15 +199,22 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(saved, tmp_path, 
         NanoVLM.from_preset(folder)
 
 
+GRID = [f"<row_{r}_col_{c}>" for r in range(1, 9) for c in range(1, 9)]
+
+
 def nanovlm_folder(folder, release):
     """Write a nanoVLM folder and its tokenizer's; return (model, config.json's path)."""
-    model = tiny_model(folder / "tokenizer", "prefix" if release == "first" else "placeholder")
+    options = {
+        "first": {"fusion": "prefix", "template": "question_answer"},
+        "second": {},
+        "tiled": {
+            "special": [*MARKERS, "<|image|>", "<|global_image|>", *GRID],
+            "images": NanoVLMImageProcessor(16, 64),
+        },
+    }
+    model = tiny_model(folder / "tokenizer", **options[release])
     export_nanovlm(model, folder / "nano", tokenizer="someone/tokenizer")
-    path = folder / "nano" / "config.json"
-    extra = json.loads(path.read_text())
-    if release == "tiled":
-        write_json(path, {**extra, "max_img_size": 64, "resize_to_max_side_len": True})
-    return model, path
+    return model, folder / "nano" / "config.json"
 
 
 @pytest.mark.parametrize("release", ["first", "second", "tiled"])
@@ -177,6 +233,7 @@ def test_nanovlm_folders_take_a_tokenizer(tmp_path, release):
     if release == "tiled":
         assert isinstance(images, NanoVLMImageProcessor)
         tiles = images.tiles(tmp_path / "a.png")
+        assert images.get_config() == model.processor.image_processor.get_config()
         # 20 x 13 becomes 64 x 48: three rows of four tiles, and the whole.
         assert tiles.layout[:4] == ("<|global_image|>", 0, "<row_1_col_1>", 1)
         assert tokens.count(loaded.image_token_id) == 13 * loaded.tokens_per_image
@@ -200,6 +257,15 @@ def test_another_models_tokenizer_is_refused(tmp_path):
     byte_tokenizer(tmp_path / "longer", [*MARKERS, "<|more|>"])
     with pytest.raises(ValueError, match=r"'<\|image\|>' the id 260, the model has .*259"):
         NanoVLM.from_preset(path.parent, tokenizer=tmp_path / "longer")
+    config = read_json(path)
+    write_json(
+        path, {**config, "vlm_extra_tokens": {"image_token": "<|image|>", "more": "<|more|>"}}
+    )
+    with pytest.raises(ValueError, match="tokenizer has 261 ids, the model only 260"):
+        NanoVLM.from_preset(path.parent, tokenizer=tmp_path / "tokenizer")
+    write_json(path, {**config, "lm_tokenizer": 3})
+    with pytest.raises(ValueError, match=r"lm_tokenizer=3: expected a name on the hub"):
+        NanoVLM.from_preset(path.parent)
 
 
 def backbones(folder, tied=True):
@@ -246,6 +312,33 @@ def test_from_backbones_joins_two_parts(tmp_path, tied):
     np.testing.assert_allclose(table[300:], np.tile(theirs.mean(0), (20, 1)), rtol=1e-5, atol=1e-7)
 
 
+def test_the_options_of_from_backbones(tmp_path):
+    backbones(tmp_path)
+    byte_tokenizer(tmp_path / "tokenizer")
+    for part in ("vision", "language"):
+        (tmp_path / part / "model.safetensors").unlink()
+    write_json(tmp_path / "language/generation_config.json", {"eos_token_id": [7, 9]})
+    model = NanoVLM.from_backbones(
+        tmp_path / "vision",
+        tmp_path / "language",
+        2,
+        projection_config={"use_bias": True},
+        template="question_answer",
+        tokenizer=tmp_path / "tokenizer",
+        load_weights=False,
+        dtype="bfloat16",
+    )
+    assert model.projection_config["use_bias"]
+    assert not model.projection_config["use_gelu"]
+    assert model.processor.template.name == "question_answer"
+    assert {v.dtype for v in model.trainable_variables} == {"bfloat16"}
+    # The last is that of config.json.
+    assert model.stop_ids == (7, 9, 2)
+    config = read_json(tmp_path / "language/config.json")
+    assert model.processor.max_text_length == config["max_position_embeddings"]
+    assert model.processor.tokens_per_image == model.tokens_per_image
+
+
 def test_from_backbones_refuses_what_does_not_fit(tmp_path):
     backbones(tmp_path)
     byte_tokenizer(tmp_path / "language")
@@ -257,9 +350,78 @@ def test_from_backbones_refuses_what_does_not_fit(tmp_path):
     byte_tokenizer(tmp_path / "plain", ["<|endoftext|>"])
     with pytest.raises(ValueError, match=r"chatml template needs.*<\|im_start\|>"):
         NanoVLM.from_backbones(vision, language, 2, tokenizer=tmp_path / "plain")
-    (vision / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match="preprocessor_config.json"):
+    settings = read_json(vision / "preprocessor_config.json")
+    write_json(vision / "preprocessor_config.json", {**settings, "size": 32})
+    with pytest.raises(
+        ValueError, match=r"give \(32, 32\) pixels, the model was made for \(16, 16\)"
+    ):
         NanoVLM.from_backbones(vision, language, scale_factor=2)
     (vision / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="model.safetensors"):
         NanoVLM.from_backbones(vision, language, scale_factor=2)
+    (vision / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="preprocessor_config.json"):
+        NanoVLM.from_backbones(vision, language, scale_factor=2)
+
+
+def test_a_save_that_fails_leaves_the_older_preset(saved, tmp_path, monkeypatch):
+    folder = copied(saved[1], tmp_path / "p")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model = tiny_model(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="dtype='int8'"):
+        model.save_to_preset(folder, dtype="int8")
+    model.results = {"a": {1, 2}}
+    with pytest.raises(ValueError, match="model.results cannot be written as JSON"):
+        model.save_to_preset(folder)
+    model.results = "good"
+    with pytest.raises(ValueError, match="must be a dict of scores"):
+        model.save_to_preset(folder)
+    model.results = {"a": {"x": np.float32(0.5)}}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dl_techniques.checkpoints.presets.write_model_card", stop)
+        with pytest.raises(KeyboardInterrupt):
+            model.save_to_preset(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / "generation_config.json").write_text('{"eos_token_id": 9}')
+    (folder / "notes.txt").write_text("mine")
+    model.save_to_preset(folder)
+    again = NanoVLM.from_preset(folder)
+    assert again.stop_ids == () and again.results == {"a": {"x": 0.5}}
+    assert not (folder / "generation_config.json").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_adapters_are_refused(tmp_path):
+    model = tiny_model(tmp_path / "tokenizer")
+    model.language_decoder.blocks[0].attention.q_proj.enable_lora(2)
+    with pytest.raises(ValueError, match="q_proj is quantized or has a LoRA adapter"):
+        model.save_to_preset(tmp_path / "preset")
+    assert not (tmp_path / "preset").exists()
+
+
+def test_nanovlm_refuses_what_it_cannot_prepare(tmp_path):
+    model = tiny_model(tmp_path / "tokenizer", images=Idefics3ImageProcessor(16, 64))
+    with pytest.raises(ValueError, match="cannot prepare images as a Idefics3ImageProcessor"):
+        export_nanovlm(model, tmp_path / "nano")
+    _, path = nanovlm_folder(tmp_path, "second")
+    config = read_json(path)
+    write_json(path, {**config, "lm_chat_template": "{{ messages }}"})
+    with pytest.raises(ValueError, match="this template is not known; give processor=None"):
+        NanoVLM.from_preset(path.parent, tokenizer=tmp_path / "tokenizer")
+    write_json(path, {**config, "max_img_size": 64})
+    with pytest.raises(ValueError, match="without a global_image_token"):
+        NanoVLM.from_preset(path.parent, tokenizer=tmp_path / "tokenizer")
+
+
+def test_nanovlm_exports_bring_their_tokenizer_and_template(tmp_path):
+    model = tiny_model(tmp_path / "tokenizer", template="question_answer", image_token="<image>")
+    export_nanovlm(model, tmp_path / "nano")
+    again = NanoVLM.from_preset(tmp_path / "nano")
+    assert again.processor.template.name == "question_answer"
+    asked = question(picture(tmp_path / "a.png"))
+    expected = model.processor.encode_prompt(asked).token_ids
+    assert again.processor.encode_prompt(asked).token_ids == expected

@@ -5,7 +5,12 @@ import pytest
 
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.preprocessing.chat_templates import TEMPLATES
-from dl_techniques.preprocessing.image_processors import Idefics3ImageProcessor
+from dl_techniques.preprocessing.image_processors import (
+    Idefics3ImageProcessor,
+    InternVLImageProcessor,
+    NanoVLMImageProcessor,
+)
+from dl_techniques.preprocessing.images import ImageProcessor
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 
 MARKERS = ["<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<|begin_of_text|>", "<image>"]
@@ -66,6 +71,76 @@ def test_every_tile_has_its_pixels_and_its_placeholders(cached):
     np.testing.assert_array_equal(inputs["text_tokens"][1][real], whole["text_tokens"])
     with pytest.raises(ValueError, match="becomes 3 tiles"):
         used.preprocess_image(wide)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(
+    "images",
+    [
+        Idefics3ImageProcessor(TILE, 12),
+        NanoVLMImageProcessor(TILE, 8),
+        # Of 2 x 3 pixels it makes three tiles, of 3 x 2 one.
+        InternVLImageProcessor(TILE, max_num=2),
+    ],
+    ids=lambda images: images.kind,
+)
+def test_text_and_tiles_of_several_images_agree(images, cached):
+    used = processor(images=images)
+    shown = [picture(2, 3), picture(8, 4, 1), picture(4, 8, 2)]
+    samples = [sample("a", shown, [("x?", "1")])]
+    inputs, _ = used.create_dataset(samples, 1, cache_images=cached)[0]
+    tiles = [images.tiles(image, number, 3) for number, image in enumerate(shown)]
+    pixels = np.concatenate([images.normalize(each.pixels) for each in tiles])
+    # What is cached is rounded to whole grey levels.
+    grey_level = 1 / 255 / min(images.std)
+    np.testing.assert_allclose(inputs["images"][0], pixels, atol=0.501 * grey_level)
+    assert inputs["num_images"].tolist() == [len(pixels)]
+    parts = [part for each in tiles for part in each.layout]
+    spelt = "".join(p if isinstance(p, str) else "<image>" * TOKENS for p in parts)
+    ids = used.encode_prompt([{"role": "user", "content": "x?", "images": shown}]).token_ids
+    assert spelt in used.tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("tiled", [True, False])
+def test_huge_images_are_refused_by_their_header(cached, tiled):
+    kind, arguments = (Idefics3ImageProcessor, (TILE, 8)) if tiled else (ImageProcessor, (TILE,))
+    used = processor(images=kind(*arguments, max_pixels=40))
+    used.max_bad_share = 0.5
+    fine, huge = picture(5, 8), picture(6, 7)
+    samples = [sample(name, [image], [("x?", "1")]) for name, image in (("a", fine), ("b", huge))]
+    dataset = used.create_dataset(samples, 1, cache_images=cached)
+    assert [item.sample_id for item in dataset.report.items] == ["b"]
+    if tiled:
+        with pytest.raises(ValueError, match="max_pixels=40"):
+            used.encode_prompt([{"role": "user", "content": "x?", "image": huge}])
+
+
+def test_the_images_of_a_row_are_augmented_apart():
+    used = processor()
+
+    def darken(pixels, rng):
+        return (pixels * rng.uniform()).astype(np.uint8)
+
+    white = [np.full((8, 8, 3), value, np.uint8) for value in (255, 254)]
+    samples = [sample("a", white, [("x?", "1")])]
+    inputs, _ = used.create_dataset(samples, 1, augment=darken)[0]
+    first, second = inputs["images"][0, :5], inputs["images"][0, 5:]
+    assert abs(first.mean() - second.mean()) > 0.05
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_tensorflow_gets_one_shape_for_all_batches(monkeypatch, shuffled):
+    monkeypatch.setattr("keras.backend.backend", lambda: "tensorflow")
+    turns = [("x?", "one"), ("a longer one?", "two")]
+    samples = [sample("a", [picture(4, 8)], turns), sample("b", [picture(8, 8)], turns[:1])]
+    samples.append(sample("c", [], [("w?", "4")]))
+    dataset = processor().create_dataset(samples, 1, bucket=1, shuffle_turns=shuffled)
+    shapes = [
+        {key: value.shape for key, value in dataset[k][0].items()} for k in range(len(dataset))
+    ]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert shapes[0]["images"][:2] == (1, 5)
 
 
 def test_all_tiles_of_an_image_are_augmented_alike():

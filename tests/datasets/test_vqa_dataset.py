@@ -344,7 +344,7 @@ def test_templates_whose_turns_run_together_are_refused():
                 encoded.token_ids[5] += 1
             return encoded
 
-    encoder = RowEncoder(Merging(processor()._encode), 128)
+    encoder = RowEncoder(Merging(processor().encode), 128)
     with pytest.raises(ValueError, match="differ from the whole conversation"):
         encoder.rows({**samples[0], "source": ""})
 

@@ -132,6 +132,44 @@ def test_save_and_load_carry_everything(tmp_path):
         VQADataProcessor.from_config(processor.get_config(), CharacterTokenizer())
 
 
+def test_from_config_leaves_its_config_alone():
+    processor = VQADataProcessor(8, 50)
+    config = processor.get_config()
+    for _ in range(2):
+        VQADataProcessor.from_config(config, processor.tokenizer)
+    assert config == processor.get_config()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda config: config.pop("tokenizer_class"),
+        lambda config: config.update(colour="red"),
+        lambda config: config.update(template=3),
+    ],
+    ids=["lacks a field", "unknown field", "no template"],
+)
+def test_damaged_files_are_one_error_that_names_them(tmp_path, damage):
+    processor = VQADataProcessor(8, 50)
+    processor.save(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json' cannot be read"):
+        VQADataProcessor.load(tmp_path)
+    config = processor.get_config()
+    damage(config)
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json' is not that of a processor"):
+        VQADataProcessor.load(tmp_path)
+
+
+def test_a_tokenizer_takes_the_place_of_the_folders(tmp_path):
+    processor = VQADataProcessor(8, 50, vocab_size=300)
+    processor.save(tmp_path)
+    other = CharacterTokenizer(400)
+    assert VQADataProcessor.load(tmp_path, tokenizer=other).tokenizer is other
+
+
 def test_own_template_survives_saving(tmp_path):
     template = ChatTemplate("mine", ("", ""), ("U:", ""), ("A:", ""), starts_with_bos=True)
     processor = VQADataProcessor(8, 50, vocab_size=300, template=template)

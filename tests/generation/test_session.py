@@ -16,6 +16,8 @@ from tiny_chat import (
 from tiny_models import TOKENS_PER_IMAGE, tiny_nanovlm
 
 from dl_techniques.generation import BeamSearch, Sampler, Session
+from dl_techniques.generation.buckets import bucket
+from dl_techniques.generation.engine import TOKEN_BUCKET
 
 NEW = 12
 OPTIONS = {"logits_processors": [letters], "return_logprobs": True}
@@ -98,6 +100,17 @@ def test_another_image_of_the_same_size_is_noticed(chat):
     assert session.reused == 1
 
 
+def test_a_word_and_the_image_behind_it_are_both_noticed(chat):
+    def turn(text, image):
+        parts = [{"type": "text", "text": text}, {"type": "image", "image": image}]
+        return [{"role": "user", "content": parts}]
+
+    session = Session()
+    assert_fresh(chat, session, turn("a dog ", picture(0)))
+    assert_fresh(chat, session, turn("a cat ", picture(1)))
+    assert session.reused == 1 + len("question: a ")
+
+
 def test_an_image_is_never_cut(chat):
     # A prompt that ends within an image's placeholders is known up to the image only.
     session = Session()
@@ -106,12 +119,12 @@ def test_an_image_is_never_cut(chat):
     assert_fresh(chat, session, [one])
     assert_fresh(chat, session, [two])
     assert session.reused == 1 + len("question: see ")
-    prompt = chat.processor.encode_prompt([two])
-    inside = session.reused + 2
-    session._ids = session._ids[:inside]
-    assert prompt.token_ids[inside] == CHARACTERS
-    assert_fresh(chat, session, [two])
-    assert session.reused == 1 + len("question: see ")
+    ids, start = chat.processor.encode_prompt([two]).token_ids, session.reused
+    for known in range(start + 1, start + TOKENS_PER_IMAGE):
+        session._ids = session._ids[:known]
+        assert ids[known] == CHARACTERS
+        assert_fresh(chat, session, [two])
+        assert session.reused == start
 
 
 def test_the_cache_grows_and_falls_back_at_the_position_limit(chat):
@@ -125,6 +138,19 @@ def test_the_cache_grows_and_falls_back_at_the_position_limit(chat):
     # From 48 slots to all 256; when the gaps between the turns take the rest, all is read anew.
     assert len(reused) >= 4
     assert reused[0] == 0 and all(reused[1:3]) and 0 in reused[3:]
+
+
+def test_the_answer_needs_room_behind_the_gaps(chat):
+    session, messages = Session(), [user("a" * 101)]
+    messages.append(assistant(assert_fresh(chat, session, messages)))
+    messages.append(user("b" * 60))
+    used, length = session._slots[-1] + 1, prompt_length(chat, messages)
+    new = 256 - length
+    chunk = bucket(length - len(session._ids), TOKEN_BUCKET)
+    # The new prompt would fit behind the old one and its padding, but not its answer too.
+    assert used + chunk <= 256 < used + chunk + new - 1
+    assert_fresh(chat, session, messages, new)
+    assert session.reused == 0
 
 
 def test_a_session_goes_on_after_a_stream_that_was_closed_early(chat):

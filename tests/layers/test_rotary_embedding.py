@@ -92,10 +92,19 @@ def test_llama3_frequencies_of_transformers(factor):
     )
 
 
+def test_the_layer_uses_its_scaling():
+    # (1, 0) becomes (cos, sin) of position x frequency.
+    x = np.repeat(np.array([1.0, 0.0], "float32"), 32)[None, None, None]
+    got = run(RotaryEmbedding(64, 500000.0, LLAMA3), x, np.array([[3]]))[0, 0, 0]
+    angles = 3 * rotary_frequencies(64, 500000.0, LLAMA3)
+    np.testing.assert_allclose(got, np.concatenate([np.cos(angles), np.sin(angles)]), atol=1e-6)
+
+
 def test_refused_scalings():
     with pytest.raises(ValueError, match="rope_type 'llama3' and the keys"):
         RotaryEmbedding(8, scaling={"rope_type": "linear", "factor": 2.0})
     with pytest.raises(ValueError, match="high_freq_factor.*got {'rope_type': 'llama3'}"):
         RotaryEmbedding(8, scaling={"rope_type": "llama3"})
-    with pytest.raises(ValueError, match="head_dim=7 must be a positive even number"):
-        RotaryEmbedding(7)
+    for head_dim in (7, 0, -2):
+        with pytest.raises(ValueError, match=f"head_dim={head_dim} must be a positive even number"):
+            RotaryEmbedding(head_dim)

@@ -8,9 +8,8 @@ from dl_techniques.checkpoints.formats import Format, read_folder
 from dl_techniques.checkpoints.hub import CONFIG_FILES, WEIGHT_FILES, local_folder
 from dl_techniques.checkpoints.json_files import read_json
 from dl_techniques.checkpoints.presets import stop_ids_of
-from dl_techniques.checkpoints.processors import PREPROCESSOR_FILE, tokenizer_of
+from dl_techniques.checkpoints.processors import PREPROCESSOR_FILE, checked_processor, tokenizer_of
 from dl_techniques.checkpoints.smolvlm_config import bare_projection
-from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.layers.vision_transformer_siglip import SigLIPVisionTransformer
 from dl_techniques.models.language_decoder import LanguageDecoder
 from dl_techniques.preprocessing.messages import IMAGE_MARK
@@ -72,18 +71,10 @@ def from_backbones(
         Source(vision_folder, vision_format.key_map, "vision_encoder"),
         Source(language_folder, language_format.key_map, "language_decoder", True),
     ]
+    images = image_processor_from_preprocessor_config(read_json(vision_folder / PREPROCESSOR_FILE))
     model = build(cls, arguments, *(sources if load_weights else ()))
     model.stop_ids = stop_ids_of(language_folder, language_config)
-    model.processor = VQADataProcessor(
-        max_text_length=model.language_decoder.max_positions,
-        tokenizer=tokenizer,
-        template=template,
-        image_token_id=image_token_id,
-        tokens_per_image=model.tokens_per_image,
-        image_processor=image_processor_from_preprocessor_config(
-            read_json(vision_folder / PREPROCESSOR_FILE)
-        ),
-    )
+    model.processor = checked_processor(model, tokenizer, template, images, IMAGE_MARK)
     return model
 
 

@@ -6,12 +6,14 @@ from dl_techniques.checkpoints.json_files import read_json, write_json
 from dl_techniques.checkpoints.model_card import write_model_card
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.preprocessing.chat_template_jinja import chat_template_jinja
+from dl_techniques.preprocessing.chat_templates import TEMPLATES
 from dl_techniques.preprocessing.huggingface_tokenizer import HuggingFaceTokenizer
 from dl_techniques.preprocessing.image_processors import Idefics3ImageProcessor
 from dl_techniques.preprocessing.images import BaseImageProcessor, ImageProcessor
 from dl_techniques.preprocessing.preprocessor_config import preprocessor_config
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+OWN_FIELD = "dl_techniques"  # Of tokenizer_config.json, which may hold any field.
 PROCESSOR_CLASSES = {"smolvlm": "SmolVLMProcessor", "idefics3": "Idefics3Processor"}
 SMOLVLM_MARKERS = {
     "fake_image_token": "<fake_token_around_image>",
@@ -86,6 +88,7 @@ def write_smolvlm_files(
         tokenizer,
         folder,
         extra_special_tokens=names,
+        **{OWN_FIELD: _notes(processor, markers)},
         **({} if markers is None else {"processor_class": PROCESSOR_CLASSES[kind]}),
     )
     write_chat_template(processor, folder, spelling)
@@ -102,6 +105,16 @@ def write_smolvlm_files(
     else:
         _write_image_settings(model, folder, kind)
     write_model_card(model, folder / "README.md", library="transformers", usage=usage)
+
+
+def _notes(processor: VQADataProcessor, markers: dict | None) -> dict:
+    """Return what `from_preset` needs to know beside transformers' files."""
+    template = processor.template
+    named = TEMPLATES.get(template.name) == template and processor.image_token_id is not None
+    return {
+        "template": template.name if named else None,
+        "markers": bool(markers and all(markers.values())),
+    }
 
 
 def _markers(images: BaseImageProcessor, kind: str) -> dict[str, str] | None:

@@ -63,7 +63,8 @@ def convert(model, target: str | os.PathLike, to: str, dtype: str | None = None)
         (model if is_model else _as_model(model)).save(target)
     elif to == "llama" and (is_model or isinstance(model, LanguageDecoder)):
         decoder = model.language_decoder if is_model else model
-        export_decoder(decoder, target, dtype, processor)
+        stops = model.stop_ids if is_model else ()
+        export_decoder(decoder, target, dtype, processor, stops)
     elif to == "siglip" and not isinstance(model, LanguageDecoder):
         encoder = model.vision_encoder if is_model else model
         export_vision_encoder(encoder, target, dtype, processor)

@@ -3,6 +3,7 @@
 import copy
 import os
 import pathlib
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -21,6 +22,8 @@ from dl_techniques.checkpoints.safetensors_writer import (
     PendingTensor,
     write_folder,
 )
+from dl_techniques.checkpoints.staging import staged
+from dl_techniques.preprocessing.images import ImageProcessor
 from dl_techniques.preprocessing.preprocessor_config import preprocessor_config
 from dl_techniques.preprocessing.sentencepiece_export import to_huggingface
 
@@ -55,6 +58,8 @@ def save_weights(
     Raises:
         ValueError: if the format has no place for a weight, or a float16 value would be infinite.
     """
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype={dtype!r} must be 'float32', 'float16', 'bfloat16' or None.")
     variables = variables_of(owner)
     bindings = bind(key_map_of(key_map), variables)
     pending = [_pending(binding, variables, dtype, replaced or {}) for binding in bindings]
@@ -84,7 +89,12 @@ def _pending(binding: Binding, variables: dict, dtype, replaced: dict) -> Pendin
 
 
 def export_decoder(
-    decoder, folder: str | os.PathLike, dtype: str | None = None, processor=None, **options
+    decoder,
+    folder: str | os.PathLike,
+    dtype: str | None = None,
+    processor=None,
+    stop_ids: Sequence[int] = (),
+    **options,
 ) -> None:
     """Write a `LanguageDecoder` as a Llama or Qwen2 folder of transformers.
 
@@ -93,6 +103,7 @@ def export_decoder(
         folder: Made where it does not exist.
         dtype: See `save_weights`.
         processor: A `VQADataProcessor` whose tokenizer and chat template are written too.
+        stop_ids: Further ids at which answers end, such as a model's `stop_ids`.
         **options: `max_shard_bytes`, and further fields of `config.json` (such as
             `eos_token_id`).
 
@@ -102,12 +113,12 @@ def export_decoder(
     config = llama_from_language_config(decoder.arguments())
     config["architectures"] = [DECODER_CLASSES[config["model_type"]]]
     tokenizer = None if processor is None else to_huggingface(copy.deepcopy(processor.tokenizer))
-    write_model(decoder, folder, config["model_type"], config, dtype, options)
-    if processor is not None:
-        folder = pathlib.Path(folder)
-        write_tokenizer(tokenizer, folder)
-        write_chat_template(processor, folder, image_token="")
-        write_generation_config(processor, folder)
+    with staged(folder) as place:
+        write_model(decoder, place, config["model_type"], config, dtype, options)
+        if processor is not None:
+            write_tokenizer(tokenizer, place)
+            write_chat_template(processor, place, image_token="")
+            write_generation_config(processor, place, stop_ids)
 
 
 def export_vision_encoder(
@@ -119,7 +130,8 @@ def export_vision_encoder(
         encoder: The encoder, alone or of a model.
         folder: Made where it does not exist.
         dtype: See `save_weights`.
-        processor: A `VQADataProcessor` whose image settings are written too.
+        processor: A `VQADataProcessor` whose image settings are written too; those of one tile,
+            as SigLIP knows no tiles.
         **options: As for `export_decoder`.
 
     Raises:
@@ -129,14 +141,17 @@ def export_vision_encoder(
     config |= {"architectures": ["SiglipVisionModel"], "vision_use_head": False}
     images = None
     if processor is not None:
-        images = preprocessor_config(processor.image_processor, kind="siglip")
-    write_model(encoder, folder, "siglip", config, dtype, options)
-    if images is not None:
-        write_json(pathlib.Path(folder) / "preprocessor_config.json", images)
+        tile = processor.image_processor
+        tile = ImageProcessor(tile.image_size, tile.mean, tile.std, tile.resample)
+        images = preprocessor_config(tile, kind="siglip")
+    with staged(folder) as place:
+        write_model(encoder, place, "siglip", config, dtype, options)
+        if images is not None:
+            write_json(place / "preprocessor_config.json", images)
 
 
 def write_model(owner, folder, key_map, config: dict, dtype, options: dict, **values) -> None:
-    """Write weights and config.json; the latter last, so that a folder with it is complete.
+    """Write weights and config.json.
 
     Args:
         owner: A layer or model.

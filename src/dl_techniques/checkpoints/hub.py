@@ -5,6 +5,7 @@ import pathlib
 
 import huggingface_hub
 from huggingface_hub import errors
+from huggingface_hub.utils import validate_repo_id
 
 PREFIX = "hf://"
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "*tokens*.json")
@@ -59,9 +60,11 @@ def repository_name(text: str) -> str:
     Raises:
         ValueError: for anything else.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is no name of a repository: expected {PREFIX}owner/name.")
     name = text.removeprefix(PREFIX)
     try:
-        huggingface_hub.utils.validate_repo_id(name)
+        validate_repo_id(name)
     except errors.HFValidationError as error:
         raise ValueError(f"{text!r} is no name of a repository: {_first_line(error)}") from error
     if name.count("/") != 1:

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import pathlib
 from collections.abc import Sequence
 
 from dl_techniques.checkpoints.companion_files import (
@@ -13,7 +12,9 @@ from dl_techniques.checkpoints.exporting import write_model
 from dl_techniques.checkpoints.image_normalisation import fold_normalisation
 from dl_techniques.checkpoints.model_card import write_model_card
 from dl_techniques.checkpoints.nanovlm_config import nanovlm_from_config
+from dl_techniques.checkpoints.nanovlm_processor import nanovlm_processor_fields
 from dl_techniques.checkpoints.smolvlm_config import smolvlm_from_config
+from dl_techniques.checkpoints.staging import staged
 from dl_techniques.checkpoints.vocabulary import grown_vocabulary
 from dl_techniques.layers.rotary_embedding import rotary_frequencies
 from dl_techniques.preprocessing.sentencepiece_export import to_huggingface
@@ -46,12 +47,14 @@ def export_nanovlm(
 ) -> None:
     """Write a model as the folder that huggingface/nanoVLM loads.
 
+    nanoVLM resizes pictures by its own filters (bilinear, or bicubic to tiles).
+
     Args:
         model: A `NanoVLM` whose projection is one matrix.
         folder: Made where it does not exist.
         dtype: See `save_weights`.
-        tokenizer: What nanoVLM is to load as tokenizer, a hub name or a folder; default: `folder`,
-            into which the tokenizer of the model's processor is written.
+        tokenizer: What nanoVLM is to load as tokenizer, a hub name or a folder; default: `folder`
+            (its absolute path), into which the tokenizer of the model's processor is written.
         image_mean: As for `export_smolvlm`, but nanoVLM's pixels are in [0, 1].
         image_std: As for `export_smolvlm`.
         **fields: Further fields of its `VLMConfig`, or others in place of ours.
@@ -60,9 +63,11 @@ def export_nanovlm(
         ValueError: naming what the format lacks.
     """
     config = nanovlm_from_config(
-        _model_config(model), model.tokens_per_image, tokenizer or os.fspath(folder)
+        _model_config(model), model.tokens_per_image, tokenizer or os.path.abspath(folder)
     )
     own = None
+    if model.processor is not None:
+        config |= nanovlm_processor_fields(model)
     if tokenizer is None:
         if model.processor is None:
             raise ValueError("Say which tokenizer nanoVLM is to load: tokenizer='OWNER/NAME'.")
@@ -71,28 +76,28 @@ def export_nanovlm(
     metadata = {}
     if decoder.tie_embeddings:
         metadata = {"decoder.token_embedding.weight": "decoder.head.weight"}
-    head_dim = decoder.blocks[0].attention.head_dim
-    write_model(
-        model,
-        folder,
-        "nanovlm",
-        config,
-        dtype,
-        # nanoVLM reads no shards.
-        {**fields, "max_shard_bytes": 2**62},
-        replaced=fold_normalisation(model, image_mean, image_std, 0.0, 1.0),
-        added={"decoder.rotary_embd.inv_freq": rotary_frequencies(head_dim, decoder.rope_theta)},
-        metadata=metadata,
-    )
-    if own is not None:
-        write_tokenizer(own, pathlib.Path(folder))
-    write_model_card(
-        model,
-        pathlib.Path(folder) / "README.md",
-        library="nanovlm",
-        usage="from models.vision_language_model import VisionLanguageModel\n\n"
-        'model = VisionLanguageModel.from_pretrained("FOLDER")',
-    )
+    frequencies = rotary_frequencies(decoder.blocks[0].attention.head_dim, decoder.rope_theta)
+    replaced = fold_normalisation(model, image_mean, image_std, 0.0, 1.0)
+    with staged(folder) as place:
+        write_model(
+            model,
+            place,
+            "nanovlm",
+            config,
+            dtype,
+            # nanoVLM reads no shards.
+            {**fields, "max_shard_bytes": 2**62},
+            replaced=replaced,
+            added={"decoder.rotary_embd.inv_freq": frequencies},
+            metadata=metadata,
+        )
+        if own is not None:
+            write_tokenizer(own, place)
+        usage = (
+            "from models.vision_language_model import VisionLanguageModel\n\n"
+            'model = VisionLanguageModel.from_pretrained("FOLDER")'
+        )
+        write_model_card(model, place / "README.md", library="nanovlm", usage=usage)
 
 
 def export_smolvlm(
@@ -141,6 +146,7 @@ def export_smolvlm(
     config = smolvlm_from_config(config, kind)
     replaced = fold_normalisation(model, image_mean, image_std, 0.5, 0.5)
     replaced |= grown_vocabulary(model, rows)
-    write_model(model, folder, "smolvlm", config, dtype, options, replaced=replaced)
-    if processor is not None:
-        write_smolvlm_files(model, pathlib.Path(folder), kind, tokenizer, image_token_id)
+    with staged(folder) as place:
+        write_model(model, place, "smolvlm", config, dtype, options, replaced=replaced)
+        if processor is not None:
+            write_smolvlm_files(model, place, kind, tokenizer, image_token_id)

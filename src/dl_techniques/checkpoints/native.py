@@ -1,5 +1,6 @@
 """Our own format: weights under our own paths, and the model's arguments as they are."""
 
+import json
 from typing import Any
 
 import dl_techniques
@@ -32,5 +33,19 @@ def native_config(model) -> dict[str, Any]:
         "has_processor": model.processor is not None,
         "eos_token_id": list(model.stop_ids),
         "training_data": model.training_data,
-        "results": model.results,
+        "results": _plain(model.results),
     }
+
+
+def _plain(results: dict | None) -> dict | None:
+    """Return results with Python's numbers for NumPy's.
+
+    Raises:
+        ValueError: if they are no dict, or hold what JSON cannot.
+    """
+    if results is not None and not isinstance(results, dict):
+        raise ValueError(f"model.results must be a dict of scores or None, got {results!r}.")
+    try:
+        return json.loads(json.dumps(results, default=float))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.results cannot be written as JSON: {error}") from error

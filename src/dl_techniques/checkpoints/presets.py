@@ -17,8 +17,10 @@ from dl_techniques.checkpoints.hub import (
 )
 from dl_techniques.checkpoints.json_files import read_json, write_json
 from dl_techniques.checkpoints.model_card import write_model_card
-from dl_techniques.checkpoints.native import NATIVE, native_config
+from dl_techniques.checkpoints.native import MODEL_TYPE, NATIVE, native_config
 from dl_techniques.checkpoints.processors import processor_of
+from dl_techniques.checkpoints.safetensors_writer import MAX_SHARD_BYTES
+from dl_techniques.checkpoints.staging import staged
 
 GENERATION_FILE = "generation_config.json"
 
@@ -51,6 +53,8 @@ def from_preset(
         ValueError: naming the file that is missing, or all that does not fit.
         ConnectionError: if the hub cannot be reached and the cache lacks the files.
     """
+    if isinstance(processor, str) and processor != "preset":
+        raise ValueError(f"processor={processor!r} must be a VQADataProcessor, None or 'preset'.")
     if isinstance(source, str) and source in cls.presets:
         if not load_weights:
             return cls(**copy.deepcopy(cls.presets[source]), dtype=dtype)
@@ -73,7 +77,8 @@ def from_preset(
         raise ValueError(f"{source} is a {known}, not a {cls.__name__}.")
     sources = [Source(folder, found.key_map)] if load_weights else []
     model = build(cls, {**found.arguments(config), "dtype": dtype}, *sources)
-    model.stop_ids = stop_ids_of(folder, config)
+    files = folder if found.name != MODEL_TYPE else None
+    model.stop_ids = stop_ids_of(files, config)
     model.training_data, model.results = config.get("training_data"), config.get("results")
     if isinstance(processor, str):
         has_one = config.get("has_processor", True)
@@ -82,47 +87,63 @@ def from_preset(
     return model
 
 
-def stop_ids_of(folder: pathlib.Path, config: dict) -> tuple[int, ...]:
+def stop_ids_of(folder: pathlib.Path | None, config: dict) -> tuple[int, ...]:
     """Return the end tokens that a folder's generation_config.json and config.json name.
 
     Raises:
         ValueError: if they are no ids.
     """
     configs = [config, config.get("text_config")]
-    if (folder / GENERATION_FILE).is_file():
+    if folder is not None and (folder / GENERATION_FILE).is_file():
         configs.insert(0, read_json(folder / GENERATION_FILE))
     ids = []
     for each in configs:
         given = each.get("eos_token_id") if isinstance(each, dict) else None
         for token in given if isinstance(given, list) else [given]:
             if token is not None and (not isinstance(token, int) or token < 0):
-                raise ValueError(f"{folder}: eos_token_id={given!r}: expected token ids.")
+                raise ValueError(
+                    f"{folder or CONFIG_FILE}: eos_token_id={given!r}: expected token ids."
+                )
             ids.append(token)
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
-def save_to_preset(self, folder: str | os.PathLike, dtype: str | None = None, **options) -> None:
+def save_to_preset(
+    self,
+    folder: str | os.PathLike,
+    dtype: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
     """Write a folder that `from_preset` reads, complete in itself.
 
     It holds config.json, model.safetensors (large models: shards and their index), README.md, and
-    of a model with a processor preprocessor_config.json and the tokenizer's files.
+    of a model with a processor preprocessor_config.json and the tokenizer's files. After an error
+    or ctrl-C the folder is as it was.
 
     Args:
         self: The model.
         folder: Made where it does not exist; a preset in it is replaced.
         dtype: "float32", "float16" or "bfloat16"; default: each weight's own.
-        **options: See `save_weights`: `max_shard_bytes`.
+        max_shard_bytes: See `write_folder`.
 
     Raises:
-        ValueError: if a float16 value would be infinite.
+        ValueError: if a float16 value would be infinite, or the weights are quantized or have
+            adapters.
         OSError: if the folder cannot be written.
     """
-    folder = pathlib.Path(folder)
-    save_weights(self, folder, NATIVE, dtype, **options)
-    if self.processor is not None:
-        self.processor.save(folder)
-    write_model_card(self, folder / "README.md")
-    write_json(folder / CONFIG_FILE, native_config(self))
+    for layer in self._flatten_layers():
+        if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+            raise ValueError(
+                f"{layer.path} is quantized or has a LoRA adapter, which a preset cannot hold: "
+                "save a .keras file."
+            )
+    config = native_config(self)
+    with staged(folder) as place:
+        save_weights(self, place, NATIVE, dtype, max_shard_bytes)
+        if self.processor is not None:
+            self.processor.save(place)
+        write_model_card(self, place / "README.md")
+        write_json(place / CONFIG_FILE, config)
 
 
 def push_to_hub(self, repository: str, private: bool | None = None, dtype: str | None = None):

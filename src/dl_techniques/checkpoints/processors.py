@@ -1,24 +1,18 @@
 """The processor of a folder of weights: its tokenizer, chat template and image settings."""
 
+import copy
 import os
 import pathlib
 
-from dl_techniques.checkpoints.companion_files import CHAT_TEMPLATE_FILE
+from dl_techniques.checkpoints.companion_files import OWN_FIELD
 from dl_techniques.checkpoints.config_fields import Fields
 from dl_techniques.checkpoints.formats import Format
 from dl_techniques.checkpoints.hub import TOKENIZER_FILES, local_folder
 from dl_techniques.checkpoints.json_files import read_json
+from dl_techniques.checkpoints.nanovlm_processor import nanovlm_images, nanovlm_template
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
-from dl_techniques.preprocessing.chat_template_jinja import chat_template_jinja
-from dl_techniques.preprocessing.chat_templates import (
-    CHATML,
-    IDEFICS3,
-    QUESTION_ANSWER,
-    SMOLVLM,
-    TEMPLATES,
-    ChatTemplate,
-)
-from dl_techniques.preprocessing.image_processors import NanoVLMImageProcessor
+from dl_techniques.preprocessing.chat_templates import IDEFICS3, SMOLVLM, TEMPLATES
+from dl_techniques.preprocessing.huggingface_tokenizer import TOKENIZER_FILE
 from dl_techniques.preprocessing.images import ImageProcessor
 from dl_techniques.preprocessing.preprocessor_config import image_processor_from_preprocessor_config
 from dl_techniques.preprocessing.tokenizer import Tokenizer, load_tokenizer
@@ -50,67 +44,71 @@ def processor_of(
 
 
 def tokenizer_of(source: Tokenizer | str | os.PathLike) -> Tokenizer:
-    """Return a tokenizer: itself, or that of a folder or of "hf://owner/name"."""
+    """Return a tokenizer of its own: a copy, or that of a folder or of "hf://owner/name"."""
     if isinstance(source, Tokenizer):
-        return source
+        return copy.deepcopy(source)  # It may get special tokens.
     return load_tokenizer(local_folder(source, files=TOKENIZER_FILES))
 
 
 def _nanovlm(config, folder, model, tokenizer) -> VQADataProcessor:
     fields = Fields(config, "config.json")
-    if tokenizer is None:
-        name = fields.get("lm_tokenizer")
-        if not isinstance(name, str):
-            raise fields.error("lm_tokenizer", "expected a name on the hub; give tokenizer=...")
-        tokenizer = f"hf://{name}"
-    tokenizer = tokenizer_of(tokenizer)
     extra = fields.get("vlm_extra_tokens") or {}
+    image_token = extra.get("image_token")
+    images, template = nanovlm_images(fields), nanovlm_template(fields, image_token)
+    if tokenizer is None:
+        tokenizer = _named_tokenizer(fields, folder)
+    tokenizer = tokenizer_of(tokenizer)
     tokenizer.add_special_tokens(list(extra.values()))
-    side = fields.count("vit_img_size")
-    if fields.get("max_img_size") is None:
-        images = ImageProcessor(side, mean=0.0, std=1.0, resample="bilinear", transparency="drop")
-    else:
-        images = NanoVLMImageProcessor(
-            side,
-            max_side_len=fields.count("max_img_size"),
-            resize_to_max_side_len=fields.flag("resize_to_max_side_len"),
-        )
-    template = CHATML if extra else QUESTION_ANSWER
-    return _processor(model, tokenizer, template, images, extra.get("image_token"))
+    return checked_processor(model, tokenizer, template, images, image_token)
+
+
+def _named_tokenizer(fields: Fields, folder: pathlib.Path) -> str | os.PathLike:
+    """Return the folder if it has a tokenizer itself, else what its config names."""
+    if (folder / TOKENIZER_FILE).is_file():
+        return folder
+    name = fields.get("lm_tokenizer")
+    if not isinstance(name, str):
+        raise fields.error("lm_tokenizer", "expected a name on the hub; give tokenizer=...")
+    return name if os.path.isdir(name) else f"hf://{name}"
 
 
 def _smolvlm(config, folder, model, tokenizer) -> VQADataProcessor:
     tokenizer = tokenizer_of(folder if tokenizer is None else tokenizer)
+    if not (folder / PREPROCESSOR_FILE).is_file():
+        raise ValueError(
+            f"{folder} has no {PREPROCESSOR_FILE}: give processor=None to load the model alone."
+        )
     images = image_processor_from_preprocessor_config(read_json(folder / PREPROCESSOR_FILE))
     spelling = {i: token for token, i in tokenizer.special_tokens.items()}
-    image_token = spelling.get(model.image_token_id)
-    template = _own_template(folder, image_token)
-    if template is None:
-        template = SMOLVLM if "<|im_start|>" in tokenizer.special_tokens else IDEFICS3
-    elif _without_markers(folder):
-        images = ImageProcessor(
-            images.image_size, images.mean, images.std, images.resample, images.max_pixels
-        )
-    return _processor(model, tokenizer, template, images, image_token)
+    template = SMOLVLM if "<|im_start|>" in tokenizer.special_tokens else IDEFICS3
+    own = _own_settings(folder)
+    if own:
+        template = TEMPLATES.get(own.get("template"))
+        if template is None:
+            raise ValueError(
+                f"{folder} was exported from a model that puts images before the text, or with a "
+                "template of its own; load the original, or this one with processor=None."
+            )
+        if not own.get("markers"):
+            images = ImageProcessor(
+                images.image_size, images.mean, images.std, images.resample, images.max_pixels
+            )
+    return checked_processor(model, tokenizer, template, images, spelling.get(model.image_token_id))
 
 
-def _own_template(folder: pathlib.Path, image_token: str | None) -> ChatTemplate | None:
-    """Return the template that our export has written, None for another's."""
-    path = folder / CHAT_TEMPLATE_FILE
-    if image_token is None or not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8")
-    written = {chat_template_jinja(t, image_token): t for t in TEMPLATES.values()}
-    return written.get(text)
+def _own_settings(folder: pathlib.Path) -> dict:
+    """Return what our export has noted for us; nothing in others' folders."""
+    path = folder / "tokenizer_config.json"
+    own = read_json(path).get(OWN_FIELD) if path.is_file() else None
+    return own if isinstance(own, dict) else {}
 
 
-def _without_markers(folder: pathlib.Path) -> bool:
-    """Return whether our export has written that images stand alone in the text."""
-    tokens = read_json(folder / "tokenizer_config.json").get("extra_special_tokens")
-    return isinstance(tokens, dict) and tokens.get("fake_image_token") == ""
+def checked_processor(model, tokenizer, template, images, image_token) -> VQADataProcessor:
+    """Return a processor that fits a model.
 
-
-def _processor(model, tokenizer, template, images, image_token) -> VQADataProcessor:
+    Raises:
+        ValueError: if tokenizer or image settings are another model's.
+    """
     found = None if image_token is None else tokenizer.token_to_id(image_token)
     if found != model.image_token_id:
         raise ValueError(

@@ -185,7 +185,7 @@ class VQADataProcessor:
         sample = normalize_sample(sample, 0)
         messages = messages_with_images(sample)
         prompt = not messages or messages[-1]["role"] != "assistant"
-        encoded = self._encode(messages, add_generation_prompt=prompt)
+        encoded = self.encode(messages, add_generation_prompt=prompt)
         ids, labels = self._checked_tokens(encoded, f"Sample {sample['id']}")
         empty = np.zeros((0, *self.image_processor.image_size, 3), np.float32)
         images = np.concatenate([empty, *map(self.preprocess_tiles, encoded.images)])
@@ -202,7 +202,7 @@ class VQADataProcessor:
         Raises:
             ValueError: a malformed conversation.
         """
-        return self._encode(messages, add_generation_prompt=True)
+        return self.encode(messages, add_generation_prompt=True)
 
     def encode_answer(self, answer: str) -> list[int]:
         """Returns the ids of an answer with its end token, as they follow a prompt.
@@ -211,7 +211,7 @@ class VQADataProcessor:
             ValueError: the answer is empty.
         """
         prompt = [{"role": "user", "content": "?"}]
-        encoded = self._encode([*prompt, {"role": "assistant", "content": answer}])
+        encoded = self.encode([*prompt, {"role": "assistant", "content": answer}])
         pairs = zip(encoded.token_ids, encoded.label_mask, strict=True)
         return [token for token, learned in pairs if learned]
 
@@ -219,9 +219,17 @@ class VQADataProcessor:
         """Returns the text of ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special=True)
 
-    def _encode(
-        self, messages: list, continues: bool = False, add_generation_prompt: bool = False
+    def encode(
+        self,
+        messages: list[dict[str, Any]],
+        continues: bool = False,
+        add_generation_prompt: bool = False,
     ) -> EncodedConversation:
+        """Encodes a conversation; see `chat_template.encode_conversation`.
+
+        Raises:
+            ValueError: a malformed conversation, or an image whose size cannot be read.
+        """
         return encode_conversation(
             messages,
             self.tokenizer,
@@ -293,7 +301,7 @@ class VQADataProcessor:
             ValueError: more than `max_bad_share` of the samples are bad, or none is good.
         """
         encoder = RowEncoder(
-            self._encode,
+            self.encode,
             self.max_text_length,
             max_turns,
             shuffle_turns,

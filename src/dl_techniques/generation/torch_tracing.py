@@ -52,7 +52,9 @@ def _share_constants(graph):
         if node.op == "get_attr":
             value = getattr(graph, node.target)
             if value.numel() <= 4096 and not isinstance(value, torch.nn.Parameter):
-                key = (value.dtype, value.shape, value.cpu().numpy().tobytes())
+                # NumPy has no bfloat16.
+                content = value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                key = (value.dtype, value.shape, content)
                 node.replace_all_uses_with(seen.setdefault(key, node))
         elif node.target == aten.lift_fresh_copy.default:
             # The copy that a literal in the code asks for; none is ever written.
