@@ -1,5 +1,7 @@
 """The command line: what it prints, and that mistakes are one line."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -175,3 +177,23 @@ def test_wrong_usage_shows_the_usage(command):
     code, _, err = command("generate", "folder")
     assert code == 2
     assert "Usage:" in err and "image" in err
+
+
+def test_data_inspect_shows_counts_faults_and_a_page(command, tmp_path, picture):
+    rows = [
+        {"id": str(k), "image": picture.name, "question": f"What is {k}?", "answer": "red <b>"}
+        for k in range(5)
+    ]
+    rows.append({"id": "bad", "image": "none.png", "question": "?", "answer": "x"})
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = tmp_path / "page.html"
+    flags = ["--images", tmp_path, "--page", page]
+    code, out, err = command("data", "inspect", tmp_path / "train.jsonl", *flags)
+    assert (code, err) == (0, "")
+    assert "6 rows" in out and "5 good samples, 5 questions, 5 images" in out
+    assert "1 of 6 samples are bad (missing image: 1)" in out
+    assert "most frequent: 30 x 20 (5)" in out
+    text = page.read_text()
+    assert "<mark> red &lt;b&gt;&lt;eos&gt;</mark>" in text
+    assert "[64 image tokens]" in text and text.count("data:image/jpeg;base64,") == 5
+    check_one_line_error(command("data", "inspect", tmp_path / "nothing"), "nothing")

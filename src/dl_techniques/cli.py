@@ -1,4 +1,4 @@
-"""The command line: `dl-techniques train | generate | convert | info`."""
+"""The command line: `dl-techniques train | generate | convert | info | data`."""
 
 import json
 import logging
@@ -123,6 +123,61 @@ def info(
         typer.echo(str(analyze_model_size(_load(target))))
     else:
         typer.echo(describe(target, NanoVLM))
+
+
+data = typer.Typer(no_args_is_help=True, help="Look at data sets.")
+app.add_typer(data, name="data")
+
+
+@data.callback()
+def _data():
+    """Look at data sets."""
+
+
+@data.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="File, folder, or hf://owner/name.")],
+    schema: Annotated[str | None, typer.Option(help="Layout of the rows; none: told.")] = None,
+    split: Annotated[str, typer.Option()] = "train",
+    images: Annotated[str | None, typer.Option(help="Folder or zip of the images.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hf://owner/name; none: one token a character.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many rows to look at.")] = 1000,
+    page: Annotated[
+        Path | None, typer.Option(help="Write a page of samples to look at, as HTML.")
+    ] = None,
+):
+    """Show counts, lengths, image sizes and faults of a data set."""
+    from dl_techniques.checkpoints.processors import tokenizer_of
+    from dl_techniques.datasets.inspection import as_html, as_text, inspect_samples
+    from dl_techniques.datasets.sources import open_source
+    from dl_techniques.datasets.vqa_dataset import VQADataProcessor
+    from dl_techniques.preprocessing.messages import IMAGE_MARK
+    from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
+
+    rows = open_source(source, schema, split, images=images)
+    own = CharacterTokenizer() if tokenizer is None else tokenizer_of(tokenizer)
+    (image_token_id,) = own.add_special_tokens([IMAGE_MARK])
+    processor = VQADataProcessor(
+        max_text_length=8192, tokenizer=own, image_token_id=image_token_id, tokens_per_image=64
+    )
+    step = max(1, len(rows) // limit)  # Spread over the whole, which may be sorted.
+    found = inspect_samples(_each(rows, range(0, len(rows), step)[:limit]), processor)
+    typer.echo(f"{source}: {len(rows):,} rows; looked at one of every {step}")
+    typer.echo(as_text(found))
+    if page is not None:
+        page.write_text(as_html(found, processor, source), encoding="utf-8")
+        typer.echo(f"{page} written.")
+
+
+def _each(rows, numbers):
+    """Yield the samples of some rows; of a bad row, something that is refused by its number."""
+    for number in numbers:
+        try:
+            yield from rows[number]
+        except ValueError as error:
+            yield error
 
 
 def train_command(arguments: list[str], get_config) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dl_techniques.datasets.augmentation import random_flip
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.preprocessing.chat_templates import TEMPLATES
 from dl_techniques.preprocessing.image_processors import (
@@ -124,7 +125,7 @@ def test_the_images_of_a_row_are_augmented_apart():
 
     white = [np.full((8, 8, 3), value, np.uint8) for value in (255, 254)]
     samples = [sample("a", white, [("x?", "1")])]
-    inputs, _ = used.create_dataset(samples, 1, augment=darken)[0]
+    inputs, _ = used.create_dataset(samples, 1, augment=darken, cache_images=False)[0]
     first, second = inputs["images"][0, :5], inputs["images"][0, 5:]
     assert abs(first.mean() - second.mean()) > 0.05
 
@@ -143,16 +144,21 @@ def test_tensorflow_gets_one_shape_for_all_batches(monkeypatch, shuffled):
     assert shapes[0]["images"][:2] == (1, 5)
 
 
-def test_all_tiles_of_an_image_are_augmented_alike():
+def test_images_are_augmented_before_they_are_cut():
     used = processor()
+    left_black = np.concatenate([np.zeros((8, 4, 3)), np.full((8, 4, 3), 255)], 1).astype(np.uint8)
 
-    def darken(pixels, rng):
-        return (pixels * rng.uniform()).astype(np.uint8)
+    def tiles(question):
+        samples = [sample("a", [left_black], [(question, "1")])]
+        dataset = used.create_dataset(samples, 1, augment=random_flip(1.0), cache_images=False)
+        return dataset[0][0]["images"][0]
 
-    samples = [sample("a", [np.full((8, 8, 3), 200, np.uint8)], [("x?", "1")])]
-    inputs, _ = used.create_dataset(samples, 1, augment=darken)[0]
-    tiles = inputs["images"][0]
-    assert len(tiles) == 5 and len(np.unique(tiles)) == 1 and tiles.max() < 0.5
+    flipped, kept = tiles("what?"), tiles("what is left?")
+    np.testing.assert_array_equal(kept, used.preprocess_tiles(left_black))
+    np.testing.assert_array_equal(flipped, used.preprocess_tiles(left_black[:, ::-1]))
+    assert not np.array_equal(flipped, kept)
+    with pytest.raises(ValueError, match="cache_images=False"):
+        used.create_dataset([sample("a", [], [("x", "y")])], 1, augment=random_flip(1.0))
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
@@ -170,3 +176,23 @@ def test_turns_encoded_one_by_one_are_the_whole_conversation(template, shuffled)
             np.testing.assert_array_equal(inputs["text_tokens"][row][real], whole["text_tokens"])
             np.testing.assert_array_equal(labels[row][real], whole["labels"])
         assert real.sum() == len(whole["text_tokens"])
+
+
+def test_images_that_are_numbered_belong_into_the_first_turn():
+    used = processor("chatml", NanoVLMImageProcessor(TILE, 8))
+
+    def message(text, **images):
+        return {"role": "user", "content": text, **images}
+
+    answer = {"role": "assistant", "content": "yes"}
+    together = [message("x?", images=[picture(4, 8), picture(8, 8)]), answer, message("y?"), answer]
+    apart = [message("x?", image=picture(4, 8)), answer, message("y?", image=picture(8, 8)), answer]
+    samples = [{"id": "a", "messages": together}, {"id": "b", "messages": apart}]
+    used.max_bad_share = 0.5
+    dataset = used.create_dataset(samples, 1, shuffle=False)
+    assert [(i.sample_id, i.reason) for i in dataset.report.items] == [
+        ("b", "images in several turns")
+    ]
+    real = dataset[0][0]["attention_mask"][0]
+    whole = used.process(samples[0])["text_tokens"]
+    np.testing.assert_array_equal(dataset[0][0]["text_tokens"][0][real], whole)

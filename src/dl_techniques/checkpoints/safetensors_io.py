@@ -181,7 +181,7 @@ class Checkpoint:
 
     def forget(self) -> None:
         """Let go of the pages read so far, which count as this process's memory."""
-        for file in self._file_of.values():
+        for file in set(self._file_of.values()):
             file.forget()
 
     def close(self) -> None:

@@ -1,12 +1,14 @@
-"""Readers: rows on disk to samples (see `samples.make_sample` for the schema)."""
+"""Readers: whole small data sets to lists of samples (large ones: `sources`)."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dl_techniques.datasets.image_files import ZipMember
-from dl_techniques.datasets.samples import Sample, make_sample, normalize_sample
+from dl_techniques.datasets.conversation_schemas import the_cauldron
+from dl_techniques.datasets.image_place import ImagePlace
+from dl_techniques.datasets.question_schemas import jsonl
+from dl_techniques.datasets.row_files import ParquetRows, json_object
+from dl_techniques.datasets.samples import Sample
 
 
 def read_samples(path: str | Path) -> list[Sample]:
@@ -59,81 +61,45 @@ def read_cauldron(source: Any) -> list[Sample]:
         ImportError: parquet files are given and pyarrow is not installed.
     """
     if not isinstance(source, (str, Path)):
-        return _cauldron_rows(source, "rows", Path(), "cauldron")
+        return _cauldron_rows(source, "rows", ImagePlace(""), "cauldron")
     path = Path(source)
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
         raise ValueError(f"'{path}' holds no .parquet file.")
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError(
-            "Parquet files need pyarrow: pip install 'dl_techniques[data]'."
-        ) from error
     samples = []
     for file in files:
-        table = parquet.ParquetFile(file)
-        missing = {"images", "texts"} - set(table.schema_arrow.names)
+        rows = ParquetRows(file)
+        missing = {"images", "texts"} - set(rows.columns)
         if missing:
             raise ValueError(f"{file}: column {sorted(missing)} is missing.")
-        rows = (
-            row
-            for batch in table.iter_batches(batch_size=64, columns=["images", "texts"])
-            for row in batch.to_pylist()
-        )
-        samples += _cauldron_rows(rows, str(file), file.parent, file.stem)
+        inside = (rows[k] for k in range(len(rows)))
+        samples += _cauldron_rows(inside, str(file), ImagePlace(str(file.parent)), file.stem)
     return samples
 
 
-def _cauldron_rows(rows: Iterable[Any], name: str, folder: Path, stem: str) -> list[Sample]:
+def _cauldron_rows(rows: Iterable[Any], name: str, place: ImagePlace, stem: str) -> list[Sample]:
     samples = []
     for number, row in enumerate(rows, start=1):
-        where = f"{name}, row {number}"
         try:
-            images = [_stored_image(image, folder) for image in row["images"] or []]
-            turns = [(text["user"], text["assistant"]) for text in row["texts"]]
-            source = row["texts"][0].get("source") or stem
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(
-                f"{where}: expected 'images' (list) and 'texts' (a non-empty list of dicts with "
-                f"'user' and 'assistant'); {type(error).__name__}: {error}."
-            ) from error
-        if not all(isinstance(text, str) for turn in turns for text in turn):
-            raise ValueError(f"{where}: 'user' and 'assistant' must be strings.")
-        samples.append(make_sample(f"{stem}-{number}", source, images, turns))
+            (sample,) = the_cauldron(row)
+        except ValueError as error:
+            raise ValueError(f"{name}, row {number}: {error}") from error
+        known = {"id": f"{stem}-{number}", "source": sample["source"] or stem}
+        samples.append(place.place({**sample, **known}))
     return samples
-
-
-def _stored_image(image: Any, folder: Path) -> Any:
-    if not isinstance(image, dict):
-        return image
-    if image.get("bytes") is not None:
-        return image["bytes"]
-    if not image.get("path"):
-        raise TypeError("an image has neither 'bytes' nor 'path'")
-    return str(folder / image["path"])
 
 
 def read_jsonl(path: str | Path, images: str | Path | None = None) -> list[Sample]:
     """Reads a JSONL file whose images lie in a folder or in a zip archive.
 
-    A row names its images (`image`, a name, or `images`, a list of names; none is a text-only row)
-    and its text in one of these ways:
-
-    - `question` and `answer`;
-    - `question` and `answers` (all accepted; the first one is learned);
-    - `sentence` and `answer`: whether the statement is true;
-    - `captions`: descriptions (all accepted; the first one is learned);
-    - `messages`.
-
-    `id` defaults to the line's number; `type` is kept as the question's kind; where several answers
-    are accepted they are kept in `references`, one list per question.
+    The rows are those of `question_schemas.jsonl`. `id` defaults to the line's number; where
+    several answers are accepted they are kept in `references`, one list per question.
 
     Args:
         path: the JSONL file.
-        images: folder or zip archive of the images. Default: the first of `<stem>_images.zip`,
-            `<stem>_images/`, `images.zip` and `images/` beside the file, else the file's folder.
-            Archives are read lazily.
+        images: folder or zip archive of the images; "images.zip/train" is a folder in an archive.
+            Default: the first of `<stem>_images.zip`, `<stem>_images/`, `images.zip` and `images/`
+            beside the file, else the file's folder. Archives are read lazily.
 
     Returns:
         One sample per row, in order.
@@ -144,78 +110,19 @@ def read_jsonl(path: str | Path, images: str | Path | None = None) -> list[Sampl
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"'{path}' does not exist.")
-    place = _find_images(path) if images is None else Path(images)
-    if not place.exists():
-        raise ValueError(f"Images '{place}' do not exist: expected a folder or a .zip file.")
-    archive = str(place) if place.is_file() else None
+    place = ImagePlace.beside(path) if images is None else ImagePlace.at(images)
     samples = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            where = f"{path}, line {number}"
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not JSON ({error}).") from error
-            names = _image_names(row, where)
-            found = [ZipMember(archive, n) if archive else str(place / n) for n in names]
-            samples.append(_jsonl_sample(row, found, where, f"{path.stem}-{number}", path))
+                (sample,) = jsonl(json_object(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            sample["id"] = sample["id"] or f"{path.stem}-{number}"
+            sample["source"] = sample["source"] or path.parent.name
+            if "answers" in sample:
+                sample["references"] = [sample.pop("answers")]
+            samples.append(place.place(sample))
     return samples
-
-
-def _find_images(path: Path) -> Path:
-    stem = f"{path.stem}_images"
-    for name in (f"{stem}.zip", stem, "images.zip", "images"):
-        if (path.parent / name).exists():
-            return path.parent / name
-    return path.parent
-
-
-def _image_names(row: Any, where: str) -> list[str]:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
-    names = row.get("images")
-    if names is None:
-        names = [] if row.get("image") is None else [row["image"]]
-    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
-        raise ValueError(f"{where}: 'image' must be a name and 'images' a list of names.")
-    return names
-
-
-def _jsonl_sample(row: dict, images: list, where: str, default_id: str, path: Path) -> Sample:
-    name = str(row.get("id", default_id))
-    source = str(row.get("source", path.parent.name))
-    if "messages" in row:
-        try:
-            return normalize_sample(
-                {**row, "images": images, "id": name, "source": source}, index=0
-            )
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-    question, answers = _question_and_answers(row, where)
-    sample = make_sample(name, source, images, [(question, answers[0])])
-    if len(answers) > 1:
-        sample["references"] = [answers]
-    if "type" in row:
-        sample["kinds"] = [str(row["type"])]
-    return sample
-
-
-def _question_and_answers(row: dict, where: str) -> tuple[str, list[str]]:
-    if "captions" in row:
-        question, answers = "Describe the picture.", row["captions"]
-    else:
-        question = row.get("question")
-        if question is None and isinstance(row.get("sentence"), str):
-            question = f"Is this true? {row['sentence']}"
-        answers = row.get("answers", [row["answer"]] if "answer" in row else None)
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError(
-            f"{where}: no question; expected 'question', 'sentence', 'captions' or 'messages', "
-            f"found {sorted(row)}."
-        )
-    valid = isinstance(answers, list) and answers and all(isinstance(a, str) for a in answers)
-    if not valid:
-        raise ValueError(f"{where}: 'answer' must be a string, or 'answers' a list of strings.")
-    return question, answers

@@ -1,11 +1,13 @@
 """Rows: conversations cut to length and encoded turn by turn, ready to be joined in any order."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from dl_techniques.datasets.augmentation import may_flip
 from dl_techniques.datasets.isolated_turns import IGNORE_INDEX, Tokens, join_isolated
 from dl_techniques.datasets.samples import Sample
 from dl_techniques.preprocessing.chat_template import EncodedConversation
@@ -34,6 +36,7 @@ class Row:
         following: tokens of each turn as a later one. Turns are joined in the order given when
             this is empty: `opening` then holds the whole row.
         turn_ids: int32[n], for a row whose turns do not see each other; see `join_isolated`.
+        may_flip: whether its images may be mirrored: its text speaks of no left, right or reading.
     """
 
     sample_id: str
@@ -42,6 +45,7 @@ class Row:
     opening: list[Tokens]
     following: list[Tokens]
     turn_ids: np.ndarray | None = None
+    may_flip: bool = True
 
     def tokens(self, rng: np.random.Generator | None = None) -> Tokens:
         """Returns ids and labels, with the turns in an order drawn from `rng` if given."""
@@ -105,8 +109,15 @@ class RowEncoder:
             raise BadSampleError("malformed messages", str(error)) from error
         _check_answers(messages)
         own_images = [_images(turn) for turn in turns]
-        if self._isolate_turns:
-            return self._isolated_rows(sample, lead, turns, own_images)
+        cut = self._isolated_rows if self._isolate_turns else self._joined_rows
+        rows = cut(sample, lead, turns, own_images)
+        flippable = may_flip(messages)
+        return [dataclasses.replace(row, may_flip=flippable) for row in rows]
+
+    def _joined_rows(
+        self, sample: Sample, lead: Messages, turns: list[Messages], own_images: list[list]
+    ) -> list[Row]:
+        """Returns rows of turns that each see all before them."""
         # Turns may change places only where all of them speak about the images of the first.
         movable = self._shuffle_turns and len(turns) > 1 and not any(own_images[1:])
         rows, start = [], 0
@@ -188,17 +199,26 @@ class RowEncoder:
         return ids, np.where(np.asarray(encoded.label_mask, bool), ids, np.int32(IGNORE_INDEX))
 
     def _verify(self, row: Row, lead: Messages, turns: list[Messages], earlier: list):
-        if len(turns) < 2 or self._verified >= self._VERIFIED:
+        # Some processors number the images of a conversation, which a turn alone does not know.
+        later_images = any(_images(turn) for turn in turns[1:])
+        if len(turns) < 2 or (self._verified >= self._VERIFIED and not later_images):
             return
         self._verified += 1
         first, *rest = turns
         whole = lead + _with_images(first, earlier) + [m for turn in rest for m in turn]
-        for joined, expected in zip(row.tokens(), self._tokens(whole), strict=True):
-            if not np.array_equal(joined, expected):
-                raise ValueError(
-                    f"Sample {row.sample_id}: the turns encoded one by one differ from the whole "
-                    "conversation. The template must separate turns by special tokens."
-                )
+        same = zip(row.tokens(), self._tokens(whole), strict=True)
+        if all(np.array_equal(joined, expected) for joined, expected in same):
+            return
+        if later_images:
+            raise BadSampleError(
+                "images in several turns",
+                "The image processor numbers the images of a conversation: put all of them into "
+                "the first turn.",
+            )
+        raise ValueError(
+            f"Sample {row.sample_id}: the turns encoded one by one differ from the whole "
+            "conversation. The template must separate turns by special tokens."
+        )
 
 
 def messages_with_images(sample: Sample) -> Messages:

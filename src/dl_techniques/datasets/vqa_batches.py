@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from dl_techniques.datasets.augmentation import Augmentation
+from dl_techniques.datasets.augmentation import Augmentation, without_flip
 from dl_techniques.datasets.batches import pad_tokens, padded_length
 from dl_techniques.datasets.image_store import ImageStore
 from dl_techniques.datasets.quarantine import Quarantine
@@ -46,8 +46,9 @@ class VQADataset(keras.utils.PyDataset):
         batch_size: B.
         shuffle: whether each epoch has its own order of rows.
         seed: order and augmentation are functions of (seed, epoch, row).
-        augment: uint8[H, W, 3], Generator -> uint8[H, W, 3]; the tiles of an image all get the
-            same random numbers.
+        augment: uint8[H, W, 3], Generator -> uint8[H, W, 3]. Rows whose text speaks of left, right
+            or reading are never flipped. Images that are cut into tiles are augmented before, which
+            needs `cache_images=False`.
         cache_images: decode every image now and keep its tiles as uint8; otherwise only headers
             are checked, and images are decoded for each batch.
         shuffle_turns: whether each epoch has its own order of the questions in a row.
@@ -87,6 +88,8 @@ class VQADataset(keras.utils.PyDataset):
                 "Expected batch_size >= 1, bucket >= 1 and seed >= 0, got "
                 f"{batch_size}, {bucket} and {seed}."
             )
+        if augment is not None and cache_images and image_processor.max_tiles > 1:
+            raise ValueError("Tiles cannot be augmented once cut: give cache_images=False.")
         self.batch_size = batch_size
         self.report = Quarantine()
         self.epoch = 0
@@ -215,21 +218,12 @@ class VQADataset(keras.utils.PyDataset):
         return images, counts
 
     def _row_tiles(self, index: int, epoch: int) -> Iterator[np.ndarray]:
-        row = self.rows[index]
+        row, augment = self.rows[index], self._augment
+        if augment is not None and not row.may_flip:
+            augment = without_flip(augment)
         for place, number in enumerate(row.images):
-            for tile in self._store.pixels(number, row.sample_id):
-                if self._augment is not None:
-                    tile = self._augmented(tile, self._rng(epoch, index, 1 + place))
-                yield tile
-
-    def _augmented(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        result = self._augment(pixels, rng)
-        if result.shape != pixels.shape or result.dtype != np.uint8:
-            raise ValueError(
-                f"augment must return uint8{list(pixels.shape)} like its input, got "
-                f"{result.dtype}{list(result.shape)}."
-            )
-        return result
+            rng = None if augment is None else self._rng(epoch, index, 1 + place)
+            yield from self._store.pixels(number, row.sample_id, augment, rng)
 
     def _rng(self, epoch: int, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, epoch, int(index), stream])

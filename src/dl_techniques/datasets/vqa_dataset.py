@@ -417,7 +417,7 @@ class VQADataProcessor:
         tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
         try:
             return cls.from_config(config, tokenizer)
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"'{path}' is not that of a processor: {error!r}") from error
 
 
