@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from dl_techniques.datasets.mixture import Mixture
+from dl_techniques.datasets.sources import open_source
 from dl_techniques.datasets.stream import StreamSettings, TrainingStream
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.preprocessing.image_processors import Idefics3ImageProcessor
-from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
+from dl_techniques.preprocessing.tokenizer import CharacterTokenizer, load_tokenizer
 
 LENGTH = 96
 
@@ -298,3 +299,49 @@ def test_fit_takes_it():
     model.compile(optimizer=keras.optimizers.SGD(0.1), loss=NanoVLMLoss())
     history = model.fit(used, steps_per_epoch=3, verbose=0, shuffle=False)
     assert np.isfinite(history.history["loss"][0])
+
+
+def test_plain_text_is_learned_whole_in_rows_length():
+    text = "".join("abcdefghij"[k % 10] for k in range(2 * LENGTH + 20))
+    used = {"text": [{"text": text, "id": "t", "source": "s"}, {"text": "", "id": "e"}]}
+    iterator = iter(stream(used, epochs=1, max_bad_share=0.5))
+    batches = list(iterator)
+    rows = [
+        (ids[mask], label[mask])
+        for inputs, labels in batches
+        for ids, mask, label in zip(
+            inputs["text_tokens"], inputs["attention_mask"], labels, strict=True
+        )
+        if mask.any()
+    ]
+    eos = stream().processor.eos_token_id
+    assert sorted(len(ids) for ids, _ in rows) == [21, LENGTH, LENGTH]
+    by_length = sorted(rows, key=lambda row: len(row[0]))
+    assert "".join(chr(i) for i in by_length[0][0][:-1]) == text[2 * LENGTH :]
+    assert by_length[0][0][-1] == by_length[0][1][-1] == eos
+    for ids, labels in rows:
+        assert labels[0] == -100 and (labels[1:] == ids[1:]).all()
+    assert [item.reason for item in iterator.report().items] == ["empty text"]
+
+
+@pytest.mark.data
+def test_real_sources_of_several_kinds(data_folder):
+    names = ("easy_vqa", "daquar", "flickr8k", "text")
+    used = {name: open_source(data_folder / name) for name in names}
+    tokenizer = load_tokenizer(data_folder / "tokenizers" / "smollm2")
+    (image_id,) = tokenizer.add_special_tokens(["<|image|>"])
+    real = VQADataProcessor(
+        32, 1024, tokenizer=tokenizer, image_token_id=image_id, tokens_per_image=16
+    )
+    mixture = Mixture({"easy_vqa": 0.2, "daquar": 0.2, "flickr8k": 0.3, "text": 0.3}, seed=1)
+    settings = StreamSettings(1024, 4)
+    iterator = iter(TrainingStream(used, real, mixture, settings, workers=2))
+    batches = take(iterator, 10)
+    state = iterator.get_state()
+    used_tokens = np.mean([inputs["attention_mask"].mean() for inputs, _ in batches])
+    assert used_tokens > 0.97 and not len(iterator.report())
+    expected = take(iterator, 3)
+    iterator.close()
+    again = iter(TrainingStream(used, real, mixture, settings, workers=0))
+    again.set_state(json.loads(json.dumps(state)))
+    assert_same(take(again, 3), expected)

@@ -1,21 +1,25 @@
 """What a data set holds: counts, lengths, image sizes, drops, and a page of samples to look at."""
 
+from __future__ import annotations
+
 import base64
 import dataclasses
 import html
 import io
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dl_techniques.datasets.quarantine import Quarantine
 from dl_techniques.datasets.rows import IGNORE_INDEX, BadSampleError, Row, RowEncoder
 from dl_techniques.datasets.samples import Sample, normalize_sample, question_ids
-from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.preprocessing.image_modes import ImageError
 from dl_techniques.preprocessing.images import image_size_of, load_image
+
+if TYPE_CHECKING:
+    from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 
 _BAR = 40
 _THUMBNAIL = 320

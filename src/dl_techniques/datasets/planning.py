@@ -4,9 +4,12 @@ Nothing here looks at pixels: what a row holds depends on texts, image sizes and
 so that every process of a distributed run can make the whole plan and load only its own rows.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from dl_techniques.datasets.mixture import Mixture
 from dl_techniques.datasets.packed_rows import Document, PackedRow
@@ -15,6 +18,7 @@ from dl_techniques.datasets.quarantine import Quarantine
 from dl_techniques.datasets.rows import BadSampleError, Row, RowEncoder
 from dl_techniques.datasets.samples import normalize_sample
 from dl_techniques.preprocessing.image_modes import ImageError
+from dl_techniques.preprocessing.tokenizer_base import Tokenizer
 
 
 class Planner:
@@ -23,6 +27,7 @@ class Planner:
     Args:
         sources: Random-access sequences by name; an element is a sample or a list of them.
         encoder: Cuts samples into rows of tokens and encodes them.
+        tokenizer: Encodes plain texts (samples with `text`), all of which is learned.
         mixture: Decides which sample comes next.
         length: Tokens per row.
         lookahead: See `Packer`.
@@ -37,6 +42,7 @@ class Planner:
         self,
         sources: Mapping[str, Sequence[Any]],
         encoder: RowEncoder,
+        tokenizer: Tokenizer,
         mixture: Mixture,
         length: int,
         lookahead: int,
@@ -45,6 +51,7 @@ class Planner:
     ):
         self._sources = sources
         self._encoder = encoder
+        self._tokenizer = tokenizer
         self._draws = mixture.start({name: len(source) for name, source in sources.items()})
         self._packer = Packer(length, max_tiles, lookahead)
         self._length = length
@@ -84,12 +91,22 @@ class Planner:
     def _encoded(self, source: str, index: int, epoch: int) -> list[Document]:
         found = self._sources[source][index]
         samples = found if isinstance(found, list) else [found]
-        rows = [
-            row
-            for number, sample in enumerate(samples)
-            for row in self._encoder.rows(normalize_sample(sample, number))
-        ]
+        rows = [row for number, sample in enumerate(samples) for row in self._rows(sample, number)]
         return [self._document(row, (source, index, epoch, k)) for k, row in enumerate(rows)]
+
+    def _rows(self, sample: Any, number: int) -> list[Row]:
+        if not isinstance(sample, dict) or "text" not in sample:
+            return self._encoder.rows(normalize_sample(sample, number))
+        ids = self._tokenizer.encode(sample["text"])
+        if not ids:
+            raise BadSampleError("empty text", "The text has no tokens.")
+        if self._tokenizer.eos_id is not None:
+            ids.append(self._tokenizer.eos_id)
+        tokens = np.array(ids, np.int32)
+        parts = [tokens[i : i + self._length] for i in range(0, len(tokens), self._length)]
+        name, source = str(sample.get("id", number)), str(sample.get("source", ""))
+        # A part of one token would have nothing to learn: nothing comes before its first.
+        return [Row(name, source, [], [(part, part)], []) for part in parts if len(part) > 1]
 
     def _document(self, row: Row, key: tuple) -> Document:
         tiles = sum(self._count_tiles(image) for image in row.images)
@@ -123,9 +140,10 @@ class Planner:
             ValueError: if the sources do not hold the documents of the state.
         """
         self._draws.restore(state["draws"])
-        self._packer.restore(state["packer"], self.fetch)
+        fetch = functools.partial(self._fetch, {})
+        self._packer.restore(state["packer"], fetch)
         self._finished = deque(
-            PackedRow(tuple(self.fetch(key) for key in keys), self._length)
+            PackedRow(tuple(fetch(key) for key in keys), self._length)
             for keys in state["finished"]
         )
         self._exhausted = state["exhausted"]
@@ -134,15 +152,13 @@ class Planner:
         for item in state["bad"]:
             self.report.add(*item)
 
-    def fetch(self, key: Sequence[Any]) -> Document:
-        """Encode a document again.
-
-        Raises:
-            ValueError: if it is not there any more.
-        """
-        source, index, epoch, part = key
+    def _fetch(self, known: dict[tuple, list[Document]], key: Sequence[Any]) -> Document:
+        """Encode a document again; `known` keeps what was encoded with it."""
+        *drawn, part = key
         try:
-            return self._encoded(source, index, epoch)[part]
+            if tuple(drawn) not in known:
+                known[tuple(drawn)] = self._encoded(*drawn)
+            return known[tuple(drawn)][part]
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(
                 f"The state names document {list(key)}, which the sources do not hold: resume with "

@@ -1,11 +1,13 @@
 """TrainingStream: packed batches without end, in one order, that can stop and go on anywhere."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import dataclasses
 import multiprocessing
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
@@ -17,9 +19,11 @@ from dl_techniques.datasets.packed_rows import Document, PackedRow, collate
 from dl_techniques.datasets.planning import Planner
 from dl_techniques.datasets.quarantine import BadSample, Quarantine
 from dl_techniques.datasets.rows import RowEncoder
-from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.preprocessing.image_modes import ImageError
 from dl_techniques.preprocessing.images import ImageProcessor, image_size_of
+
+if TYPE_CHECKING:
+    from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 
 _BATCHES_AHEAD = 2
 _CHECKED_FROM = 100  # A share of fewer samples says little.
@@ -113,7 +117,7 @@ class TrainingStream(grain.IterDataset):
         self.workers = workers
         self.worker_kind = worker_kind
 
-    def __iter__(self) -> "TrainingIterator":
+    def __iter__(self) -> TrainingIterator:
         return TrainingIterator(self)
 
 
@@ -132,6 +136,7 @@ class TrainingIterator(grain.DatasetIterator):
         self._planner = Planner(
             stream.sources,
             RowEncoder(stream.processor.encode, settings.length),
+            stream.processor.tokenizer,
             stream.mixture,
             settings.length,
             settings.lookahead,
