@@ -143,8 +143,7 @@ class Planner:
         fetch = functools.partial(self._fetch, {})
         self._packer.restore(state["packer"], fetch)
         self._finished = deque(
-            PackedRow(tuple(fetch(key) for key in keys), self._length)
-            for keys in state["finished"]
+            PackedRow(tuple(fetch(key) for key in keys), self._length) for keys in state["finished"]
         )
         self._exhausted = state["exhausted"]
         self.report = Quarantine()
