@@ -26,7 +26,6 @@ _KINDS = {name: kind for kind, name in _TYPES.items()} | {"CLIPFeatureExtractor"
 _WITHOUT_EFFECT = {
     "image_processor_type",
     "image_seq_length",
-    "input_data_format",
     "feature_extractor_type",
     "processor_class",
     "_valid_processor_keys",
