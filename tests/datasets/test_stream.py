@@ -128,6 +128,10 @@ def test_the_order_does_not_depend_on_the_workers():
         iterator = iter(stream(augment=brighter, workers=workers))
         assert_same(take(iterator, 8), expected)
         iterator.close()
+    same = {"short": [sample(k, f"what {k}?", "x", [png(0)]) for k in range(8)]}
+    inputs, _ = next(iter(stream(same, augment=brighter, batch_size=1)))
+    seen = {image.tobytes() for image in inputs["images"][0, : inputs["num_images"][0]]}
+    assert len(seen) == inputs["num_images"][0] > 1  # Each sample has its own random numbers.
     changed = take(iter(stream(augment=brighter, seed=1)), 1)
     assert not np.array_equal(changed[0][0]["images"], expected[0][0]["images"])
 

@@ -223,7 +223,7 @@ def test_tiles_are_cut_row_by_row():
 PROCESSORS = [
     ImageProcessor((8, 6), (0.1, 0.2, 0.3), 0.4, "lanczos", 10**6, "drop"),
     CenterCropImageProcessor(8, resample="bilinear"),
-    NanoVLMImageProcessor(8, 24, False, 0.1),
+    NanoVLMImageProcessor(8, 24, False, mean=0.1),
     Idefics3ImageProcessor(8, 20),
     Idefics3ImageProcessor(8, None, False),
     InternVLImageProcessor(8, 2, 5, False, transparency="white"),

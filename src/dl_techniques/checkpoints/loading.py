@@ -10,6 +10,7 @@ from dl_techniques.checkpoints.key_map import Binding, KeyMap, bind, listed, var
 from dl_techniques.checkpoints.key_maps import KEY_MAPS
 from dl_techniques.checkpoints.padded_heads import uneven_heads
 from dl_techniques.checkpoints.safetensors_io import FLOATS, Checkpoint
+from dl_techniques.checkpoints.vocabulary import with_mean_rows
 
 ROWS_AT_A_TIME = 1024
 LARGEST_FLOAT16 = 65504.0
@@ -212,10 +213,8 @@ def _fits_float16(array: np.ndarray) -> bool:
 def _assign(checkpoint: Checkpoint, binding: Binding, variables: list, put) -> None:
     shapes = tuple(tuple(variable.shape) for variable in variables)
     array = checkpoint.view(_found(checkpoint, binding)[0])
-    new_rows = binding.transform.their_shape(shapes)[0] - len(array) if binding.is_vocabulary else 0
-    if new_rows:
-        mean = np.mean(array, axis=0, dtype="float64", keepdims=True)
-        array = np.concatenate([array, np.repeat(mean.astype(array.dtype), new_rows, axis=0)])
+    if binding.is_vocabulary:
+        array = with_mean_rows(array, binding.transform.their_shape(shapes)[0])
     parts = binding.transform.to_ours(array, shapes)
     for variable, part in zip(variables, parts, strict=True):
         put(variable, _aligned_copy(part, np.dtype(variable.dtype)))

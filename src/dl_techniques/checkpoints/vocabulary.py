@@ -6,23 +6,28 @@ import numpy as np
 from dl_techniques.checkpoints.key_map import variables_of
 
 
-def grown_vocabulary(model, rows: int) -> dict[str, np.ndarray]:
-    """Return the embedding table, and an untied head, with `rows` token ids.
+def with_mean_rows(table: np.ndarray, rows: int, axis: int = 0) -> np.ndarray:
+    """Return a table of `rows` token ids along an axis; the new ones are the mean of the others.
 
     The logit of a new id is then the mean of all others, which is never the largest.
+    """
+    missing = rows - table.shape[axis]
+    if not missing:
+        return table
+    mean = np.mean(table, axis=axis, dtype="float64", keepdims=True).astype(table.dtype)
+    return np.concatenate([table, np.repeat(mean, missing, axis)], axis)
+
+
+def grown_vocabulary(model, rows: int) -> dict[str, np.ndarray]:
+    """Return the embedding table, and an untied head, with `rows` token ids.
 
     Returns:
         The changed values by their variables' paths; none where there are as many rows.
     """
-    missing = rows - model.vocab_size
-    if not missing:
-        return {}
-    grown = {}
+    grown, variables = {}, variables_of(model)
     for name, axis in (("embeddings", 0), ("reverse_embeddings", 1)):
         path = f"language_decoder/token_embedding/{name}"
-        variable = variables_of(model).get(path)
-        if variable is not None:
-            value = keras.ops.convert_to_numpy(variable)
-            mean = np.mean(value, axis=axis, dtype="float64", keepdims=True).astype(value.dtype)
-            grown[path] = np.concatenate([value, np.repeat(mean, missing, axis)], axis)
+        if rows > model.vocab_size and path in variables:
+            table = keras.ops.convert_to_numpy(variables[path])
+            grown[path] = with_mean_rows(table, rows, axis)
     return grown

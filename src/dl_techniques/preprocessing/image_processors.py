@@ -81,10 +81,21 @@ class CenterCropImageProcessor(ImageProcessor):
 
 
 class TiledImageProcessor(BaseImageProcessor):
-    """What the processors that cut square tiles share; see `BaseImageProcessor` for arguments."""
+    """What the processors that cut square tiles share.
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
+    Args:
+        image_size: side of a tile in pixels.
+        **settings: `mean`, `std`, `resample`, `transparency` and `max_pixels` of
+            `BaseImageProcessor`, where they are to differ from the class's `defaults`.
+
+    Raises:
+        ValueError: a size, a scale or a name is not usable.
+    """
+
+    defaults: dict[str, Any] = {}
+
+    def __init__(self, image_size: int | Sequence[int], **settings: Any):
+        super().__init__(image_size, **{"max_pixels": MAX_PIXELS, **self.defaults, **settings})
         _check_square(self)
 
     def _stretched(self, image: Image.Image, grid: Grid) -> Image.Image:
@@ -105,30 +116,24 @@ class NanoVLMImageProcessor(TiledImageProcessor):
         max_side_len: longest side of the tiled picture in pixels, a multiple of `image_size`; at
             most 8 times it, as there are tokens for 8 rows and columns.
         resize_to_max_side_len: whether small pictures are scaled up to `max_side_len`.
-        mean: see `BaseImageProcessor`.
-        std: see `BaseImageProcessor`.
-        resample: see `BaseImageProcessor`; the overview is always bilinear.
-        transparency: see `BaseImageProcessor`; nanoVLM drops it.
-        max_pixels: see `BaseImageProcessor`.
+        **settings: see `TiledImageProcessor`; nanoVLM drops transparency, and its overview is
+            always bilinear.
 
     Raises:
         ValueError: a size, a scale or a name is not usable.
     """
 
     kind = "nanovlm"
+    defaults = {"mean": 0.0, "std": 1.0, "resample": "bicubic", "transparency": "drop"}
 
     def __init__(
         self,
         image_size: int | Sequence[int] = 512,
         max_side_len: int = 2048,
         resize_to_max_side_len: bool = True,
-        mean: float | Sequence[float] = 0.0,
-        std: float | Sequence[float] = 1.0,
-        resample: str = "bicubic",
-        transparency: str = "drop",
-        max_pixels: int = MAX_PIXELS,
+        **settings: Any,
     ):
-        super().__init__(image_size, mean, std, resample, transparency, max_pixels)
+        super().__init__(image_size, **settings)
         self.max_side_len = positive_int("max_side_len", max_side_len)
         self.resize_to_max_side_len = _flag("resize_to_max_side_len", resize_to_max_side_len)
         if self.max_side_len % self.width or self.max_side_len > NANOVLM_ROWS * self.width:
@@ -189,31 +194,24 @@ class Idefics3ImageProcessor(TiledImageProcessor):
         longest_edge: to which the long side is scaled first, 4096 at most; None leaves this step
             out and needs `do_image_splitting=False`.
         do_image_splitting: False gives one tile, the whole picture stretched.
-        mean: see `BaseImageProcessor`.
-        std: see `BaseImageProcessor`.
-        resample: see `BaseImageProcessor`.
-        transparency: see `BaseImageProcessor`; transformers lays transparent PIL images over
-            white, but drops the transparency of images that it loads itself from a path.
-        max_pixels: see `BaseImageProcessor`.
+        **settings: see `TiledImageProcessor`; transformers lays transparent PIL images over white,
+            but drops the transparency of images that it loads itself from a path.
 
     Raises:
         ValueError: a size, a scale or a name is not usable.
     """
 
     kind = "idefics3"
+    defaults = {"mean": 0.5, "std": 0.5, "resample": "lanczos", "transparency": "white"}
 
     def __init__(
         self,
         image_size: int | Sequence[int] = 512,
         longest_edge: int | None = 2048,
         do_image_splitting: bool = True,
-        mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.5,
-        resample: str = "lanczos",
-        transparency: str = "white",
-        max_pixels: int = MAX_PIXELS,
+        **settings: Any,
     ):
-        super().__init__(image_size, mean, std, resample, transparency, max_pixels)
+        super().__init__(image_size, **settings)
         self.do_image_splitting = _flag("do_image_splitting", do_image_splitting)
         if longest_edge is not None:
             longest_edge = positive_int("longest_edge", longest_edge)
@@ -279,18 +277,20 @@ class InternVLImageProcessor(TiledImageProcessor):
         min_num: fewest tiles, without the thumbnail.
         max_num: most tiles, without the thumbnail.
         use_thumbnail: whether several tiles are followed by the whole picture.
-        mean: see `BaseImageProcessor`.
-        std: see `BaseImageProcessor`.
-        resample: see `BaseImageProcessor`.
-        transparency: see `BaseImageProcessor`; the original programs of InternVL and NVLM drop
-            it, transformers as for `Idefics3ImageProcessor`.
-        max_pixels: see `BaseImageProcessor`.
+        **settings: see `TiledImageProcessor`; the original programs of InternVL and NVLM drop
+            transparency, transformers does as for `Idefics3ImageProcessor`.
 
     Raises:
         ValueError: a size, a scale or a name is not usable.
     """
 
     kind = "internvl"
+    defaults = {
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "resample": "bicubic",
+        "transparency": "drop",
+    }
 
     def __init__(
         self,
@@ -298,17 +298,11 @@ class InternVLImageProcessor(TiledImageProcessor):
         min_num: int = 1,
         max_num: int = 12,
         use_thumbnail: bool = True,
-        mean: float | Sequence[float] = IMAGENET_MEAN,
-        std: float | Sequence[float] = IMAGENET_STD,
-        resample: str = "bicubic",
-        transparency: str = "drop",
-        max_pixels: int = MAX_PIXELS,
+        **settings: Any,
     ):
-        super().__init__(image_size, mean, std, resample, transparency, max_pixels)
-        self.min_num, self.max_num = (
-            positive_int("min_num", min_num),
-            positive_int("max_num", max_num),
-        )
+        super().__init__(image_size, **settings)
+        self.min_num = positive_int("min_num", min_num)
+        self.max_num = positive_int("max_num", max_num)
         if self.min_num > self.max_num:
             raise ValueError(f"Expected min_num <= max_num, got {min_num} and {max_num}.")
         self.use_thumbnail = _flag("use_thumbnail", use_thumbnail)
