@@ -1,6 +1,7 @@
 """The images of a data set: each one once, checked, and kept as uint8 tiles or as its source."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,18 +19,23 @@ from dl_techniques.preprocessing.images import (
 
 
 def augmented_tiles(
-    processor: BaseImageProcessor, source: Any, augment: Augmentation, rng: np.random.Generator
+    processor: BaseImageProcessor,
+    source: Any,
+    augment: Augmentation,
+    rng: np.random.Generator,
+    prepare: Callable[[BaseImageProcessor, Any], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Returns uint8[n, H, W, 3], the tiles of an augmented image.
 
-    A picture that may be cut is augmented whole, one that is only resized after that.
+    A picture that may be cut is augmented whole, one that is only resized after that; `prepare`,
+    by default `whole_tiles`, resizes it.
 
     Raises:
         ImageError: it cannot be decoded.
         ValueError: `augment` changes the shape or the dtype.
     """
     if processor.max_tiles == 1:
-        return augmented(whole_tiles(processor, source)[0], augment, rng)[None]
+        return augmented((prepare or whole_tiles)(processor, source)[0], augment, rng)[None]
     image = load_image(source, processor.max_pixels, processor.transparency)
     return whole_tiles(processor, augmented(np.asarray(image), augment, rng))
 

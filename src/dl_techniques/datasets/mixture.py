@@ -62,19 +62,24 @@ class Mixture:
         self.temperature = temperature
         self.seed = operator.index(seed)
 
-    def start(self, lengths: Mapping[str, int]) -> "MixtureRun":
+    def start(self, lengths: Mapping[str, int | None]) -> "MixtureRun":
         """Starts to draw from sources of the given lengths.
 
         Args:
-            lengths: source -> number of its samples.
+            lengths: source -> number of its samples; None: a stream, which is read in its own
+                order until `MixtureRun.end` is told.
 
         Raises:
-            ValueError: a source is empty, or the names differ from those of `shares` or `epochs`.
+            ValueError: a source is empty, or the names differ from those of `shares` or `epochs`;
+                or the shares are to be those of lengths that are not known.
         """
-        lengths = {name: operator.index(length) for name, length in lengths.items()}
-        empty = [name for name, length in lengths.items() if length < 1]
+        lengths = {n: None if k is None else operator.index(k) for n, k in lengths.items()}
+        empty = [name for name, length in lengths.items() if length is not None and length < 1]
         if empty:
             raise ValueError(f"Sources {empty} are empty: fill them or leave them out.")
+        streams = [name for name, length in lengths.items() if length is None]
+        if streams and self.shares is None:
+            raise ValueError(f"The streams {streams} have no length: give the mixture shares.")
         shares = lengths if self.shares is None else self.shares
         missing, unknown = sorted(shares.keys() - lengths), sorted(lengths.keys() - shares)
         if missing or unknown:
@@ -91,7 +96,7 @@ class Mixture:
                 f"{sorted(lengths)}."
             )
         sources = [
-            _Source(name, share, lengths[name], _limit(lengths[name], epochs.get(name)))
+            _Source(name, share, lengths[name], epochs.get(name), lengths[name] is None)
             for name, share in _targets(shares, self.temperature).items()
         ]
         return MixtureRun(sources, self.unit, self.seed)
@@ -102,7 +107,9 @@ class _Source:
     """A source, and how far it is.
 
     Attributes:
-        limit: the most samples that may be drawn.
+        length: samples of an epoch; None: not known yet.
+        epochs: how often it may be repeated; None: without limit.
+        streamed: whether it is read in its own order.
         drawn: samples drawn so far.
         counted: those whose tokens were counted.
         rows: those of them with anything to learn.
@@ -112,13 +119,26 @@ class _Source:
 
     name: str
     share: float
-    length: int
-    limit: float
+    length: int | None
+    epochs: float | None
+    streamed: bool
     drawn: int = 0
     counted: int = 0
     rows: int = 0
     tokens: int = 0
     fruitless: int = 0
+
+    @property
+    def limit(self) -> float:
+        """The most samples that may be drawn."""
+        if self.epochs is None or self.length is None:
+            return math.inf
+        return max(1, round(self.epochs * self.length))
+
+    @property
+    def epoch(self) -> float | None:
+        """How many epochs are done; None where that is not known."""
+        return None if self.length is None else self.drawn / self.length
 
 
 _PROGRESS = ("drawn", "counted", "rows", "tokens", "fruitless")
@@ -158,21 +178,44 @@ class MixtureRun:
             raise StopIteration
         typical = self._mean(self._sources.values(), default=1.0)
         source = min(open_sources, key=lambda source: self._due(source, typical))
-        epoch, position = divmod(source.drawn, source.length)
-        key = stream_key(self._seed, "order", source.name, epoch)
-        index = permuted(position, source.length, key)
+        epoch, index = 0, source.drawn
+        if source.length is not None:
+            epoch, index = divmod(source.drawn, source.length)
+        if not source.streamed:
+            key = stream_key(self._seed, "order", source.name, epoch)
+            index = permuted(index, source.length, key)
         source.drawn += 1
         self._moments[source.name] = self._moment(source)
+        self._tell_if_exhausted(source)
+        return source.name, index, epoch
+
+    def end(self, source: str, length: int):
+        """Tells the length of a stream, whose last draw found its end and is taken back.
+
+        Raises:
+            ValueError: the stream has no sample at all, or its length is known already.
+        """
+        progress = self._sources[source]
+        if length < 1 or progress.length is not None:
+            raise ValueError(
+                f"The stream '{source}' ended after {length} samples"
+                + (f", before after {progress.length}." if progress.length else ": it is empty.")
+            )
+        progress.length = length
+        progress.drawn -= 1
+        self._moments[source] = self._moment(progress)
+        self._tell_if_exhausted(progress)
+
+    def _tell_if_exhausted(self, source: _Source):
         if source.drawn >= source.limit:
             rest = _normalized({s.name: s.share for s in self._open_sources()})
             shares = ", ".join(f"{name} {share:.3f}" for name, share in rest.items())
             logger.info(
                 "Source %s is exhausted after %g epochs; from here on: %s",
                 source.name,
-                source.drawn / source.length,
+                source.epoch,
                 shares or "the end",
             )
-        return source.name, index, epoch
 
     def count(self, source: str, supervised_tokens: int):
         """Counts what a drawn sample gave.
@@ -197,7 +240,8 @@ class MixtureRun:
         progress.rows += tokens > 0
         progress.fruitless = 0 if tokens else progress.fruitless + 1
         # Twice the length, as one good sample may be the first of an epoch and the last of another.
-        if progress.fruitless >= min(2 * progress.length, _MAX_FRUITLESS):
+        length = _MAX_FRUITLESS if progress.length is None else progress.length
+        if progress.fruitless >= min(2 * length, _MAX_FRUITLESS):
             raise ValueError(
                 f"The last {progress.fruitless} samples of source '{source}' had no supervised "
                 "token, so its share cannot be reached: mend the source or leave it out."
@@ -208,7 +252,8 @@ class MixtureRun:
 
         Its keys are `target` (the share asked for), `token_share` and `row_share` (the shares
         realised), `tokens` and `rows` (the counts behind them; a row is a sample with anything to
-        learn), `drawn` (samples) and `epochs` (done, in broken numbers).
+        learn), `drawn` (samples) and `epochs` (done, in broken numbers; None for a stream that has
+        not ended yet).
         """
         tokens = sum(source.tokens for source in self._sources.values()) or 1
         rows = sum(source.rows for source in self._sources.values()) or 1
@@ -220,7 +265,7 @@ class MixtureRun:
                 "tokens": source.tokens,
                 "rows": source.rows,
                 "drawn": source.drawn,
-                "epochs": source.drawn / source.length,
+                "epochs": source.epoch,
             }
             for source in self._sources.values()
         }
@@ -234,6 +279,9 @@ class MixtureRun:
             source.name: {key: getattr(source, key) for key in _PROGRESS}
             for source in self._sources.values()
         }
+        for source in self._sources.values():
+            if source.streamed:
+                progress[source.name]["length"] = source.length
         return {"plan": self._plan(), "progress": progress}
 
     def restore(self, state: Mapping[str, Any]):
@@ -256,6 +304,8 @@ class MixtureRun:
         for name, source in self._sources.items():
             for key in _PROGRESS:
                 setattr(source, key, int(state["progress"][name][key]))
+            if source.streamed:
+                source.length = state["progress"][name]["length"]
         self._draw_moments()
 
     def _plan(self) -> dict[str, Any]:
@@ -263,7 +313,7 @@ class MixtureRun:
         return {
             "unit": self._unit,
             "seed": self._seed,
-            "lengths": {source.name: source.length for source in sources},
+            "lengths": {s.name: None if s.streamed else s.length for s in sources},
             "shares": {source.name: source.share for source in sources},
         }
 
@@ -312,7 +362,3 @@ def _targets(shares: Mapping[str, float], temperature: float | None) -> dict[str
 def _normalized(shares: Mapping[str, float]) -> dict[str, float]:
     total = sum(shares.values())
     return {name: share / total for name, share in shares.items()}
-
-
-def _limit(length: int, epochs: float | None) -> float:
-    return math.inf if epochs is None else max(1, round(epochs * length))

@@ -22,6 +22,7 @@ class Document:
         images: image sources, in the order of their placeholders.
         tiles: how many tiles the images are cut into.
         may_flip: whether its images may be mirrored; see `Row`.
+        sample_id: the id of the sample that it is of.
         key: where the document comes from, so that it can be encoded again: strings and integers,
             such as (source, index, part).
 
@@ -36,6 +37,7 @@ class Document:
     tiles: int
     key: Key
     may_flip: bool = True
+    sample_id: str = ""
 
     def __post_init__(self):
         if not isinstance(self.key, tuple) or not all(type(k) in (str, int) for k in self.key):
@@ -66,7 +68,7 @@ class Document:
                 f"Document {key}: rows of isolated turns cannot be packed. Encode them with "
                 "isolate_turns=False."
             )
-        return cls(*row.tokens(), tuple(row.images), tiles, key, row.may_flip)
+        return cls(*row.tokens(), tuple(row.images), tiles, key, row.may_flip, row.sample_id)
 
     @property
     def supervised(self) -> int:

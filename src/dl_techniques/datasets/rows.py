@@ -72,6 +72,8 @@ class RowEncoder:
         max_turns: the most questions in a row; None: as many as fit.
         shuffle_turns: whether the turns of a row will change places.
         isolate_turns: whether each turn sees only the images and itself.
+        split: whether a conversation that is too long becomes several rows, each with the images
+            that its turns need, or is a bad sample.
     """
 
     _VERIFIED = 8
@@ -83,9 +85,12 @@ class RowEncoder:
         max_turns: int | None = None,
         shuffle_turns: bool = False,
         isolate_turns: bool = False,
+        split: bool = True,
     ):
         if shuffle_turns and isolate_turns:
             raise ValueError("Isolated turns have no order: give shuffle_turns or isolate_turns.")
+        if isolate_turns and not split:
+            raise ValueError("Isolated turns are always split: leave split=True.")
         if max_turns is not None and max_turns < 1:
             raise ValueError(f"max_turns must be at least 1 or None, got {max_turns}.")
         self._encode = encode
@@ -93,6 +98,7 @@ class RowEncoder:
         self._max_turns = max_turns
         self._shuffle_turns = shuffle_turns
         self._isolate_turns = isolate_turns
+        self._split = split
         self._verified = 0
 
     def rows(self, sample: Sample) -> list[Row]:
@@ -176,7 +182,7 @@ class RowEncoder:
                 following = self._tokens(_without_images(turn), continues=True)
             length = _longest([*pieces, (opening, following)], movable)
             if length > self._max_length:
-                if number > 0:
+                if number > 0 and self._split:
                     break
                 self._check_length(length)
             pieces.append((opening, following))
@@ -184,9 +190,10 @@ class RowEncoder:
 
     def _check_length(self, length: int):
         if length > self._max_length:
+            what = "A turn has" if self._split else "The conversation has at least"
             raise BadSampleError(
                 "too long",
-                f"A turn has {length} tokens, its images included, more than "
+                f"{what} {length} tokens, its images included, more than "
                 f"max_text_length={self._max_length}. Shorten it or raise the limit.",
             )
 

@@ -1,6 +1,7 @@
 """Sources: the samples of a data set by number, whatever files or hub it comes from."""
 
 import functools
+import itertools
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -71,9 +72,17 @@ class Source:
         try:
             samples = self._samples(self._rows[number])
         except ValueError as error:
-            raise ValueError(f"{self._rows.where(number)}: {error}") from error
+            raise ValueError(f"{self.where(number)}: {error}") from error
         place = self._images or self._rows.images(number)
         return _finish(samples, self._rows.default_id(number), self.name, place)
+
+    def where(self, index: int) -> str:
+        """Returns where a row is, for error messages."""
+        return self._rows.where(index)
+
+
+class EndOfStreamError(IndexError):
+    """A stream has no row of this number, nor any after it."""
 
 
 class StreamingSource:
@@ -81,6 +90,9 @@ class StreamingSource:
 
     Each iteration gives the lists of samples that `Source` has. A row of which nothing can be used
     raises a `ValueError`; the iterator can be asked for the next row after that.
+
+    `source[i]` is row i as well: quick where it is the next one, else the data set is read from its
+    beginning, or by its own `skip`. Its length is not known.
 
     Args:
         dataset: an iterable of rows.
@@ -101,6 +113,27 @@ class StreamingSource:
         self.schema, self.name = schema, name
         self._dataset, self._images = dataset, images or ImagePlace("")
         self._samples = functools.partial(check_schema(schema, options or {}), **(options or {}))
+        self._upcoming: tuple[int, Iterator] | None = None
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        if operator.index(index) < 0:
+            raise ValueError(f"{self.name} is a stream and has no row {index}: count from 0.")
+        upcoming, rows = self._upcoming or (-1, iter(()))
+        if upcoming != index:
+            rows = _from(self._dataset, index)
+        try:
+            row = next(rows)
+        except StopIteration:
+            raise EndOfStreamError(f"{self.name} has no row {index}.") from None
+        self._upcoming = index + 1, rows
+        return self._row((index + 1, row))
+
+    def where(self, index: int) -> str:
+        """Returns where a row is, for error messages."""
+        return f"{self.name}, row {index + 1}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_upcoming": None}
 
     def __iter__(self) -> Iterator[list[Sample]]:
         # A generator would end at the first bad row.
@@ -111,8 +144,15 @@ class StreamingSource:
         try:
             samples = self._samples(row)
         except ValueError as error:
-            raise ValueError(f"{self.name}, row {number}: {error}") from error
+            raise ValueError(f"{self.where(number - 1)}: {error}") from error
         return _finish(samples, f"{self.name}-{number}", self.name, self._images)
+
+
+def _from(rows: Iterable, index: int) -> Iterator:
+    """Returns an iterator over rows from this one on."""
+    if hasattr(rows, "skip"):
+        return iter(rows.skip(index))
+    return itertools.islice(iter(rows), index, None)
 
 
 def _finish(samples: list[Sample], default_id: str, name: str, place: ImagePlace) -> list[Sample]:

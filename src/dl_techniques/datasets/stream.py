@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import multiprocessing
+import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
 
-from dl_techniques.datasets.augmentation import Augmentation, without_flip
-from dl_techniques.datasets.image_store import augmented_tiles, whole_tiles
+from dl_techniques.datasets.augmentation import Augmentation
 from dl_techniques.datasets.mixture import Mixture
-from dl_techniques.datasets.packed_rows import Document, PackedRow, collate
+from dl_techniques.datasets.packed_rows import PackedRow, collate
 from dl_techniques.datasets.planning import Planner
 from dl_techniques.datasets.quarantine import BadSample, Quarantine
+from dl_techniques.datasets.row_loader import RowLoader
 from dl_techniques.datasets.rows import RowEncoder
-from dl_techniques.preprocessing.image_modes import ImageError
-from dl_techniques.preprocessing.images import ImageProcessor, image_size_of
+from dl_techniques.datasets.tile_cache import TileCache
+from dl_techniques.datasets.worker_pool import worker_pool
 
 if TYPE_CHECKING:
     from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 
 _BATCHES_AHEAD = 2
 _CHECKED_FROM = 100  # A share of fewer samples says little.
+LONG_SAMPLES = ("split", "drop")
+
+# (inputs, labels), see `TrainingStream`.
+Batch = tuple[dict[str, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,9 @@ class StreamSettings:
         batch_size: Rows per batch, of this process.
         max_tiles: The most tiles in a row; None: any number.
         lookahead: How many documents the packer chooses from; see `Packer`.
+        long_samples: What becomes of conversations longer than a row: "split" between turns, each
+            part with the images that it needs, or "drop". A single turn that is too long is
+            dropped, plain text is always split. What is dropped is in the quarantine.
         seed: Of the augmentation.
         process_index: This process's number in a distributed run.
         process_count: How many there are; each gets every so many-th row of the one order.
@@ -48,6 +55,7 @@ class StreamSettings:
     batch_size: int
     max_tiles: int | None = None
     lookahead: int = 64
+    long_samples: str = "split"
     seed: int = 0
     process_index: int = 0
     process_count: int = 1
@@ -56,6 +64,8 @@ class StreamSettings:
     def __post_init__(self):
         if self.length < 2 or self.batch_size < 1 or self.lookahead < 1 or self.seed < 0:
             raise ValueError(f"Sizes must be positive, length at least 2: {self}.")
+        if self.long_samples not in LONG_SAMPLES:
+            raise ValueError(f"long_samples must be one of {LONG_SAMPLES}: {self}.")
         if not 0 <= self.process_index < self.process_count:
             raise ValueError(f"process_index must be below process_count: {self}.")
         if not 0.0 <= self.max_bad_share <= 1.0:
@@ -76,13 +86,19 @@ class TrainingStream(grain.IterDataset):
     with empty rows.
 
     Args:
-        sources: Random-access sequences by name; an element is a sample or a list of samples.
+        sources: By name: random-access sequences (`open_source`), of which an element is a sample
+            or a list of samples, or streams (`open_source(..., streaming=True)`), which come in
+            their own order; every process of a distributed run then reads the whole stream.
         processor: Encodes texts, prepares images; needs placeholders for images.
         mixture: Which source comes next, and how often each is repeated.
         settings: See `StreamSettings`.
         augment: uint8[H, W, 3], Generator -> uint8[H, W, 3]; see `VQADataset`.
         workers: Threads or processes that prepare images; 0: none.
         worker_kind: "thread" or "process".
+        cache: A folder in which prepared images are kept for later epochs and runs; see
+            `TileCache`. For slow files and large pictures, where the disk is not short.
+        quarantine: A JSONL file that names every bad sample; see `Quarantine`. Each process of a
+            distributed run needs its own.
 
     Raises:
         ValueError: contradicting arguments.
@@ -90,13 +106,15 @@ class TrainingStream(grain.IterDataset):
 
     def __init__(
         self,
-        sources: Mapping[str, Sequence[Any]],
+        sources: Mapping[str, Any],
         processor: VQADataProcessor,
         mixture: Mixture,
         settings: StreamSettings,
         augment: Augmentation | None = None,
         workers: int = 2,
         worker_kind: str = "thread",
+        cache: str | os.PathLike | None = None,
+        quarantine: str | os.PathLike | None = None,
     ):
         super().__init__()
         if worker_kind not in ("thread", "process") or workers < 0:
@@ -113,12 +131,33 @@ class TrainingStream(grain.IterDataset):
         self.processor = processor
         self.mixture = mixture
         self.settings = settings
-        self.augment = augment
         self.workers = workers
         self.worker_kind = worker_kind
+        self.quarantine = quarantine
+        kept = None if cache is None else TileCache(cache)
+        self.loader = RowLoader(processor, augment, settings.seed, kept)
 
     def __iter__(self) -> TrainingIterator:
         return TrainingIterator(self)
+
+
+@dataclasses.dataclass
+class _PlannedBatch:
+    """A batch whose rows are settled.
+
+    Attributes:
+        rows: And who prepares their pixels: a worker, or None.
+        bad: Samples that were found to be bad since the batch before.
+        samples: How many samples were looked at by then.
+        state_after: Of the plan.
+        result: The batch in the making; None: without workers.
+    """
+
+    rows: list[tuple[PackedRow, Future | None]]
+    bad: list[BadSample]
+    samples: int
+    state_after: dict[str, Any]
+    result: Future | None = None
 
 
 class TrainingIterator(grain.DatasetIterator):
@@ -127,41 +166,47 @@ class TrainingIterator(grain.DatasetIterator):
     def __init__(self, stream: TrainingStream):
         super().__init__()
         self._stream = stream
-        self._loader = RowLoader(stream.processor, stream.augment, stream.settings.seed)
-        self._pool = _pool(stream.workers, stream.worker_kind)
+        self._pool: Executor | None = worker_pool(stream.workers, stream.worker_kind)
+        # Joins and normalises the next batch while a step runs on this one.
+        self._assembler = None if self._pool is None else ThreadPoolExecutor(1)
         self._begin()
 
     def _begin(self) -> None:
         stream, settings = self._stream, self._stream.settings
         self._planner = Planner(
             stream.sources,
-            RowEncoder(stream.processor.encode, settings.length),
+            RowEncoder(
+                stream.processor.encode, settings.length, split=settings.long_samples == "split"
+            ),
             stream.processor.tokenizer,
             stream.mixture,
             settings.length,
             settings.lookahead,
-            self._loader.count_tiles,
+            stream.loader.count_tiles,
             settings.max_tiles,
         )
         self._rows_planned = 0
         self._ended = False
         self._ahead: deque[_PlannedBatch] = deque()
+        self._quarantine = Quarantine(stream.quarantine)
         self._state = self._plan_state()
-        self._bad_images: list[BadSample] = []
 
-    def __next__(self):
+    def __next__(self) -> Batch:
         self._assert_not_closed()
         while len(self._ahead) < (_BATCHES_AHEAD if self._pool else 1) and not self._ended:
             self._plan_batch()
-        if not self._ahead:
+        planned = self._ahead.popleft() if self._ahead else None
+        if planned is None:  # What was found behind the last row.
+            self._note(self._planner.take_bad(), self._planner.samples)
+            self._quarantine.check(self._stream.settings.max_bad_share)
             raise StopIteration
-        planned = self._ahead.popleft()
-        rows, pixels = zip(
-            *(self._loaded(row, future) for row, future in planned.rows), strict=True
-        )
+        if planned.result is None:
+            batch, faults = self._assemble(planned.rows)
+        else:
+            batch, faults = planned.result.result()
         self._state = planned.state_after
-        self._check_faults()
-        return self._batch(rows, pixels)
+        self._note(planned.bad + faults, planned.samples)
+        return batch
 
     def _plan_batch(self) -> None:
         settings = self._stream.settings
@@ -172,37 +217,44 @@ class TrainingIterator(grain.DatasetIterator):
                 self._ended = True
                 break
             if self._rows_planned % settings.process_count == settings.process_index:
-                future = None if self._pool is None else self._pool.submit(self._loader, row)
-                rows.append((row, future))
+                loader = self._stream.loader
+                rows.append((row, None if self._pool is None else self._pool.submit(loader, row)))
             self._rows_planned += 1
-        if rows:
-            self._ahead.append(_PlannedBatch(rows, self._plan_state()))
+        if not rows:
+            return
+        bad, samples = self._planner.take_bad(), self._planner.samples
+        planned = _PlannedBatch(rows, bad, samples, self._plan_state())
+        if self._assembler is not None:
+            planned.result = self._assembler.submit(self._assemble, rows)
+        self._ahead.append(planned)
 
     def _plan_state(self) -> dict[str, Any]:
         return {"planner": self._planner.state(), "rows": self._rows_planned}
 
-    def _loaded(self, row: PackedRow, future) -> tuple[PackedRow, np.ndarray]:
-        """Return a row and its pixels; documents with broken images are left out."""
+    def _assemble(
+        self, rows: list[tuple[PackedRow, Future | None]]
+    ) -> tuple[Batch, list[BadSample]]:
+        """Return the batch of these rows, and the samples whose images are broken."""
+        loaded = [self._loaded(row, future) for row, future in rows]
+        faults = [fault for _, _, found in loaded for fault in found]
+        return self._batch([row for row, _, _ in loaded], [p for _, p, _ in loaded]), faults
+
+    def _loaded(
+        self, row: PackedRow, future: Future | None
+    ) -> tuple[PackedRow, np.ndarray, list[BadSample]]:
+        """Return a row, its pixels and faults; documents with broken images are left out."""
         try:
-            pixels, faults = self._loader(row) if future is None else future.result()
-        except concurrent.futures.BrokenExecutor as error:
+            pixels, faults = self._stream.loader(row) if future is None else future.result()
+        except BrokenExecutor as error:
             keys = [document.key for document in row.documents]
             raise RuntimeError(
                 "A worker process of the data pipeline died (killed, or out of memory?) while it "
                 f"prepared the documents {keys}."
             ) from error
-        self._bad_images += faults.values()
         good = tuple(d for number, d in enumerate(row.documents) if number not in faults)
-        return PackedRow(good, row.length), pixels
+        return PackedRow(good, row.length), pixels, list(faults.values())
 
-    def _check_faults(self) -> None:
-        report = self.report()
-        if report.total >= _CHECKED_FROM or self._ended:
-            report.check(self._stream.settings.max_bad_share)
-
-    def _batch(
-        self, rows: Sequence[PackedRow], pixels: Sequence[np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _batch(self, rows: list[PackedRow], pixels: list[np.ndarray]) -> Batch:
         size, processor = self._stream.settings.batch_size, self._stream.processor
         inputs, labels = collate(rows, processor.pad_token_id, size)
         slots = _slots(int(inputs["num_images"].max()))
@@ -214,21 +266,34 @@ class TrainingIterator(grain.DatasetIterator):
                 inputs["images"][place, : len(tiles)] = normal
         return inputs, labels
 
+    def _note(self, bad: list[BadSample], samples: int) -> None:
+        """Put bad samples into the quarantine, with a name and the places of their rows."""
+        named = []
+        for item in bad:
+            where = getattr(self._stream.sources[item.source], "where", lambda row: "")
+            name = item.sample_id or f"{item.source}/{item.row}"
+            named.append(dataclasses.replace(item, sample_id=name, place=where(item.row)))
+        self._quarantine.total = samples
+        self._quarantine.record(named)
+        if samples >= _CHECKED_FROM:
+            self._quarantine.check(self._stream.settings.max_bad_share)
+
     def report(self) -> Quarantine:
         """Return the samples that could not be used so far, and why."""
-        report = Quarantine()
-        report.total = self._planner.report.total
-        for item in (*self._planner.report.items, *self._bad_images):
-            report.add(*item)
-        return report
+        return self._quarantine
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Return what was planned so far of each source; see `MixtureRun.shares`."""
         return self._planner.shares()
 
+    @property
+    def utilisation(self) -> float:
+        """Share of the tokens in the rows planned so far that are not padding."""
+        return self._planner.utilisation
+
     def get_state(self) -> dict[str, Any]:
         """Return the state after the last batch that was given out, JSON-ready."""
-        return {**self._state, "bad_images": [list(item) for item in self._bad_images]}
+        return {**self._state, "quarantine": self._quarantine.state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on behind the batch after which the state was taken.
@@ -239,75 +304,15 @@ class TrainingIterator(grain.DatasetIterator):
         self._begin()
         self._planner.restore(state["planner"])
         self._rows_planned = state["rows"]
-        self._bad_images = [BadSample(*item) for item in state["bad_images"]]
+        self._quarantine.restore(state["quarantine"])
         self._state = {"planner": state["planner"], "rows": state["rows"]}
 
     def close(self) -> None:
         """End the workers."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._assembler, self._pool):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
         super().close()
-
-
-@dataclasses.dataclass(frozen=True)
-class _PlannedBatch:
-    rows: list[tuple[PackedRow, concurrent.futures.Future | None]]
-    state_after: dict[str, Any]
-
-
-class RowLoader:
-    """Decodes the images of packed rows; may run in another process.
-
-    Args:
-        processor: Prepares images.
-        augment: See `TrainingStream`.
-        seed: Of the augmentation, which depends on the document and the image's number too.
-    """
-
-    def __init__(self, processor: VQADataProcessor, augment: Augmentation | None, seed: int):
-        self._images = processor.image_processor
-        self._augment = augment
-        self._seed = seed
-
-    def count_tiles(self, source: Any) -> int:
-        """Return into how many tiles an image is cut, from its header if that is needed."""
-        if isinstance(self._images, ImageProcessor):
-            return 1
-        return self._images.grid(*image_size_of(source, self._images.max_pixels)).count
-
-    def __call__(self, row: PackedRow) -> tuple[np.ndarray, dict[int, BadSample]]:
-        """Return a row's tiles uint8[n, H, W, 3], and what is wrong with a document by its number.
-
-        The tiles of documents with a fault are left out.
-        """
-        tiles, faults = [np.zeros((0, *self._images.image_size, 3), np.uint8)], {}
-        for number, document in enumerate(row.documents):
-            try:
-                tiles += [self._tiles(document, k) for k in range(len(document.images))]
-            except ImageError as error:
-                name = "/".join(map(str, document.key[:2]))
-                faults[number] = BadSample(name, error.reason, str(error))
-        return np.concatenate(tiles), faults
-
-    def _tiles(self, document: Document, number: int) -> np.ndarray:
-        source, augment = document.images[number], self._augment
-        if augment is None:
-            return whole_tiles(self._images, source)
-        if not document.may_flip:
-            augment = without_flip(augment)
-        name = repr((document.key, number)).encode()
-        rng = np.random.default_rng([self._seed, *name])
-        return augmented_tiles(self._images, source, augment, rng)
-
-
-def _pool(workers: int, kind: str) -> concurrent.futures.Executor | None:
-    if not workers:
-        return None
-    if kind == "thread":  # Pillow decodes outside Python's lock.
-        return concurrent.futures.ThreadPoolExecutor(workers)
-    # A forked child of a process that runs a backend's threads may hang.
-    context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
 
 
 def _slots(tiles: int) -> int:
