@@ -12,7 +12,7 @@ import pytest
 from dl_techniques.datasets import read_samples
 from dl_techniques.datasets.mixture import Mixture
 from dl_techniques.datasets.mixture_recipes import MIXTURES, flatten_shares
-from dl_techniques.datasets.permutation import permuted, stream_key
+from dl_techniques.datasets.permutation import OPEN_BLOCKS, BlockOrder, permuted, stream_key
 from dl_techniques.datasets.rows import IGNORE_INDEX, RowEncoder
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.preprocessing.chat_template import encode_conversation
@@ -66,6 +66,45 @@ def test_permutations_look_random():
         correlations.append(np.corrcoef(order, np.arange(500))[0, 1])
     assert np.abs(correlations).max() < 4.5 / math.sqrt(500)
     assert 0.6 < np.std(correlations) * math.sqrt(500) < 1.4
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1], [3], [2, 0, 5], [1, 1, 1, 1], [4, 1, 7, 2, 9], [5] * 8, [3] * 13, [1, 100, 1]]
+)
+def test_a_block_order_is_a_permutation_in_which_few_blocks_are_open(sizes):
+    order, ends = BlockOrder(np.cumsum(sizes)), np.cumsum(sizes)
+    orders = []
+    for seed in (1, 2, 1):
+        found = [order.index(k, stream_key(seed)) for k in range(ends[-1])]
+        assert sorted(found) == list(range(ends[-1]))
+        blocks = np.searchsorted(ends, found, side="right")
+        windows = [len(set(group)) for group in np.split(blocks, _window_ends(blocks))]
+        assert max(windows) <= OPEN_BLOCKS
+        orders.append(found)
+    assert orders[0] == orders[2]
+    assert len(sizes) < 4 or orders[0] != orders[1]
+
+
+def _window_ends(blocks):
+    """Return where every block that was begun has been read to its end."""
+    left, opened, ends = Counter(blocks.tolist()), set(), []
+    for place, block in enumerate(blocks.tolist()):
+        opened.add(block)
+        left[block] -= 1
+        if not any(left[b] for b in opened):
+            ends.append(place + 1)
+            opened = set()
+    return ends[:-1]
+
+
+def test_other_blocks_are_another_plan():
+    first = Mixture({"a": 1}).start({"a": 10}, {"a": BlockOrder([4, 10])})
+    state = json.loads(json.dumps(first.state()))
+    same = Mixture({"a": 1}).start({"a": 10}, {"a": BlockOrder([4, 10])})
+    same.restore(state)
+    assert [same.next() for _ in range(10)] == [first.next() for _ in range(10)]
+    with pytest.raises(ValueError, match="its blocks is"):
+        Mixture({"a": 1}).start({"a": 10}, {"a": BlockOrder([5, 10])}).restore(state)
 
 
 def test_golden_order():

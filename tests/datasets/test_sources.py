@@ -14,9 +14,10 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from dl_techniques.datasets import json_rows, read_cauldron, read_jsonl, row_files
+from dl_techniques.datasets import json_rows, parquet_rows, read_cauldron, read_jsonl
 from dl_techniques.datasets.hub_rows import PREFIX
 from dl_techniques.datasets.json_rows import index_json
+from dl_techniques.datasets.mixture import Mixture
 from dl_techniques.datasets.sources import Source, StreamingSource, open_source
 from dl_techniques.preprocessing.images import load_image
 
@@ -295,6 +296,49 @@ def cauldron_row(k):
     }
 
 
+def count_reads(monkeypatch, kept_bytes=10**6):
+    """Return a list that gets the numbers of the row groups that are read from now on."""
+    reads, read = [], parquet.ParquetFile.read_row_group
+    monkeypatch.setattr(parquet_rows, "_groups", parquet_rows._RowGroups(kept_bytes))
+    monkeypatch.setattr(
+        parquet.ParquetFile,
+        "read_row_group",
+        lambda self, group: (reads.append(group), read(self, group))[1],
+    )
+    return reads
+
+
+def test_a_mixture_reads_each_row_group_once_an_epoch(tmp_path, monkeypatch):
+    rows = [{"text": f"{k} " * 50} for k in range(500)]
+    for shard in range(2):
+        part = arrow.Table.from_pylist(rows[250 * shard : 250 * (shard + 1)])
+        parquet.write_table(part, tmp_path / f"{shard}.parquet", row_group_size=20)
+    group_bytes = part.slice(0, 20).nbytes
+    reads = count_reads(monkeypatch, kept_bytes=6 * group_bytes)
+    source = open_source(tmp_path)
+    run = Mixture({"a": 1}).start({"a": 500}, {"a": source.blocks})
+    texts = []
+    for _ in range(500):
+        texts.append(source[run.next()[1]][0]["text"])
+        run.count("a", 1)
+    assert sorted(texts) == sorted(row["text"] for row in rows)
+    assert len(reads) == 26
+    numbers = [int(text.split()[0]) for text in texts[:30]]
+    groups = [*range(20, 250, 20), *range(250, 501, 20)]
+    assert len(set(np.searchsorted(groups, numbers, side="right"))) == 4  # They are mixed.
+    assert open_source(tmp_path / "0.parquet").blocks.digest != source.blocks.digest
+
+
+def test_row_groups_are_kept_up_to_a_size(tmp_path, monkeypatch):
+    table = arrow.Table.from_pylist([{"text": str(k)} for k in range(6)])
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    reads = count_reads(monkeypatch, kept_bytes=2 * table.slice(0, 1).nbytes)
+    rows = parquet_rows.ParquetRows(tmp_path / "a.parquet")
+    for k in (0, 1, 0, 2, 0, 1):
+        assert rows[k] == {"text": str(k)}
+    assert reads == [0, 1, 2, 1]
+
+
 def test_parquet_shards_are_read_by_row_group(tmp_path, monkeypatch):
     (tmp_path / "ai2d").mkdir()
     for shard in range(2):
@@ -303,11 +347,11 @@ def test_parquet_shards_are_read_by_row_group(tmp_path, monkeypatch):
         parquet.write_table(table, tmp_path / "ai2d" / name, row_group_size=2)
     table = arrow.Table.from_pylist([cauldron_row(99)])
     parquet.write_table(table, tmp_path / "ai2d" / "test-00000-of-00001.parquet")
-    row_files._row_group.cache_clear()
+    reads = count_reads(monkeypatch)
     source = open_source(tmp_path)
-    assert row_files._row_group.cache_info().misses == 0  # Opening reads no rows.
+    assert not reads  # Opening reads no rows.
     assert answer(source[9]) == "9" and answer(source[9]) == "9"
-    assert row_files._row_group.cache_info().misses == 1
+    assert len(reads) == 1
     check_access(source, 10)
     assert [red(s["images"][0]) for [s] in source] == list(range(10))
     assert source[7][0]["id"] == "train-00001-of-00002-3" and source[7][0]["source"] == "made"

@@ -78,6 +78,8 @@ class HubRows:
         name: "hf://owner/name".
     """
 
+    block_ends = None  # The library keeps rows where each is read alone.
+
     def __init__(self, dataset: Any, name: str):
         self._dataset, self._name = dataset, name
         self.columns = list(dataset.column_names)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dl_techniques.datasets.mixture_recipes import check_share
-from dl_techniques.datasets.permutation import permuted, stream_key
+from dl_techniques.datasets.permutation import BlockOrder, permuted, stream_key
 from dl_techniques.utils.logger import logger
 
 UNITS = ("answer_tokens", "rows")
@@ -62,12 +62,17 @@ class Mixture:
         self.temperature = temperature
         self.seed = operator.index(seed)
 
-    def start(self, lengths: Mapping[str, int | None]) -> "MixtureRun":
+    def start(
+        self,
+        lengths: Mapping[str, int | None],
+        blocks: Mapping[str, BlockOrder] | None = None,
+    ) -> "MixtureRun":
         """Starts to draw from sources of the given lengths.
 
         Args:
             lengths: source -> number of its samples; None: a stream, which is read in its own
                 order until `MixtureRun.end` is told.
+            blocks: source -> the order of its samples, where not every order is as quick.
 
         Raises:
             ValueError: a source is empty, or the names differ from those of `shares` or `epochs`;
@@ -95,8 +100,9 @@ class Mixture:
                 f"epochs names {sorted(epochs.keys() - lengths)}; the sources are "
                 f"{sorted(lengths)}."
             )
+        blocks = blocks or {}
         sources = [
-            _Source(name, share, lengths[name], epochs.get(name), lengths[name] is None)
+            _Source(name, share, lengths[name], epochs.get(name), blocks.get(name))
             for name, share in _targets(shares, self.temperature).items()
         ]
         return MixtureRun(sources, self.unit, self.seed)
@@ -109,6 +115,7 @@ class _Source:
     Attributes:
         length: samples of an epoch; None: not known yet.
         epochs: how often it may be repeated; None: without limit.
+        blocks: the order of samples that lie in blocks.
         streamed: whether it is read in its own order.
         drawn: samples drawn so far.
         counted: those whose tokens were counted.
@@ -121,12 +128,21 @@ class _Source:
     share: float
     length: int | None
     epochs: float | None
-    streamed: bool
+    blocks: BlockOrder | None
     drawn: int = 0
     counted: int = 0
     rows: int = 0
     tokens: int = 0
     fruitless: int = 0
+
+    def __post_init__(self):
+        self.streamed = self.length is None
+
+    def index(self, position: int, key: int) -> int:
+        """Returns the sample at a position of the shuffled order that a key names."""
+        if self.blocks is not None:
+            return self.blocks.index(position, key)
+        return permuted(position, self.length, key)
 
     @property
     def limit(self) -> float:
@@ -183,7 +199,7 @@ class MixtureRun:
             epoch, index = divmod(source.drawn, source.length)
         if not source.streamed:
             key = stream_key(self._seed, "order", source.name, epoch)
-            index = permuted(index, source.length, key)
+            index = source.index(index, key)
         source.drawn += 1
         self._moments[source.name] = self._moment(source)
         self._tell_if_exhausted(source)
@@ -315,6 +331,7 @@ class MixtureRun:
             "seed": self._seed,
             "lengths": {s.name: None if s.streamed else s.length for s in sources},
             "shares": {source.name: source.share for source in sources},
+            "blocks": {s.name: s.blocks.digest for s in sources if s.blocks is not None},
         }
 
     def _open_sources(self) -> list[_Source]:

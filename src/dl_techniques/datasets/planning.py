@@ -57,7 +57,8 @@ class Planner:
         self._encoder = encoder
         self._tokenizer = tokenizer
         self._draws = mixture.start(
-            {n: len(s) if hasattr(s, "__len__") else None for n, s in sources.items()}
+            {n: len(s) if hasattr(s, "__len__") else None for n, s in sources.items()},
+            {n: s.blocks for n, s in sources.items() if getattr(s, "blocks", None) is not None},
         )
         self._packer = Packer(length, max_tiles, lookahead)
         self._length = length

@@ -6,8 +6,9 @@ from typing import Any
 
 from dl_techniques.datasets.conversation_schemas import the_cauldron
 from dl_techniques.datasets.image_place import ImagePlace
+from dl_techniques.datasets.parquet_rows import ParquetRows
 from dl_techniques.datasets.question_schemas import jsonl
-from dl_techniques.datasets.row_files import ParquetRows, json_object
+from dl_techniques.datasets.row_files import json_object
 from dl_techniques.datasets.samples import Sample
 
 

@@ -6,10 +6,8 @@ and everything can be pickled.
 
 import array
 import csv
-import functools
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,12 @@ class FileRows:
 
     Attributes:
         columns: names of the rows' fields, of the first row where rows may differ.
+        block_ends: int[n], the number of rows in each block that is read whole for any of its rows
+            and those before it; None where a row is read alone.
     """
 
     columns: list[str]
+    block_ends: np.ndarray | None = None
     _unit = "row"
     # Whether the images may lie in a folder or an archive of their own beside the file.
     _images_beside = False
@@ -68,58 +69,6 @@ class FileRows:
             return list(self[0])
         except ValueError as error:
             raise ValueError(f"{self.where(0)}: {error}") from error
-
-
-class ParquetRows(FileRows):
-    """Rows of a parquet file; a row group is read when one of its rows is asked for.
-
-    Raises:
-        ImportError: pyarrow is not installed.
-        ValueError: the file is no parquet file.
-    """
-
-    def __init__(self, path: str | Path):
-        super().__init__(path)
-        pyarrow, parquet = _import_pyarrow()
-        try:
-            file = parquet.ParquetFile(self.path)
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{self.path} is no parquet file: {error}") from error
-        with file:
-            groups = file.metadata.num_row_groups
-            counts = [file.metadata.row_group(k).num_rows for k in range(groups)]
-            self.columns = list(file.schema_arrow.names)
-        self._ends = np.cumsum(counts, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[group - 1]) if group else 0
-        changed = os.stat(self.path).st_mtime_ns
-        table = _row_group(str(self.path), changed, group)
-        return table.slice(index - first, 1).to_pylist()[0]
-
-
-# Few, since a row group may hold many images. Neighbouring rows find theirs here.
-@functools.lru_cache(maxsize=4)
-def _row_group(path: str, changed: int, group: int) -> Any:
-    del changed
-    _, parquet = _import_pyarrow()
-    with parquet.ParquetFile(path) as file:
-        return file.read_row_group(group)
-
-
-def _import_pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError(
-            "Parquet files need pyarrow: pip install 'dl_techniques[data]'."
-        ) from error
-    return pyarrow, parquet
 
 
 class _SpanRows(FileRows):
@@ -250,6 +199,11 @@ class JoinedRows:
     def __init__(self, parts: Sequence[FileRows]):
         self._parts = list(parts)
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        self.block_ends = None
+        if all(part.block_ends is not None for part in parts):
+            starts = [0, *self._ends[:-1]]
+            ends = [p.block_ends + start for p, start in zip(parts, starts, strict=True)]
+            self.block_ends = np.concatenate(ends)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._parts else 0

@@ -11,12 +11,13 @@ from typing import Any
 from dl_techniques.datasets.hub_rows import PREFIX, HubRows, load_hub
 from dl_techniques.datasets.image_place import ImagePlace
 from dl_techniques.datasets.json_rows import open_json
+from dl_techniques.datasets.parquet_rows import ParquetRows
+from dl_techniques.datasets.permutation import BlockOrder
 from dl_techniques.datasets.row_files import (
     CsvRows,
     FileRows,
     JoinedRows,
     JsonLinesRows,
-    ParquetRows,
     TextRows,
 )
 from dl_techniques.datasets.samples import Sample
@@ -79,6 +80,12 @@ class Source:
     def where(self, index: int) -> str:
         """Returns where a row is, for error messages."""
         return self._rows.where(index)
+
+    @functools.cached_property
+    def blocks(self) -> BlockOrder | None:
+        """The order in which rows are read quickly; None where every order is as quick."""
+        ends = self._rows.block_ends
+        return None if ends is None else BlockOrder(ends)
 
 
 class EndOfStreamError(IndexError):
