@@ -158,7 +158,7 @@ def test_text_files_are_documents(tmp_path):
     assert [(s["id"], s["text"]) for [s] in source] == expected
     assert source[0][0]["messages"] == source[0][0]["images"] == []
     (tmp_path / "a.txt").write_text(" ")
-    with pytest.raises(ValueError, match=r"a\.txt, row 1: row 'a': 'text' must be text"):
+    with pytest.raises(ValueError, match=r"a\.txt, passage 1: row 'a': 'text' must be text"):
         source[0]
 
 
@@ -284,6 +284,25 @@ def test_official_captions_are_one_row_per_image(tmp_path):
     assert source[1][1]["images"] == [str(tmp_path / "3.jpg")]
     with pytest.raises(ValueError, match=r"captions\.json, row 3: row '8': 'annotations'"):
         source[2]
+
+
+def test_passages_of_a_text_end_behind_lines(tmp_path):
+    paragraph = "".join(f"{k:03d} {'x' * 95}\n" for k in range(12))  # 1,200 bytes.
+    long = "".join(f"{k:03d} {'y' * 95}\n" for k in range(95))
+    text = f"{paragraph}\n{paragraph}\n{paragraph}\n{long}{paragraph}end"
+    (tmp_path / "book.txt").write_text("\ufeff" + text, encoding="utf-8")
+    source = open_source(tmp_path)
+    texts = [one["text"] for (one,) in source]
+    both = f"{paragraph}\n{paragraph}"
+    ninth = paragraph + "\n" + long[: 100 * 68]
+    assert texts == [both.strip(), ninth.strip(), long[100 * 68 :] + paragraph + "end"]
+    assert [one["id"] for (one,) in source] == ["book-1", "book-2", "book-3"]
+    (tmp_path / "book.txt").write_text("\n" * 3)
+    with pytest.raises(ValueError, match=r"book\.txt, passage 1: row 'book': 'text' must be text"):
+        open_source(tmp_path)[0]
+    (tmp_path / "book.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="passage 1: not UTF-8"):
+        open_source(tmp_path)[0]
 
 
 # --- Parquet and tar ---
@@ -603,7 +622,10 @@ def test_real_sets_are_read_whole(data_folder, name, split, count):
 
 
 @pytest.mark.data
-def test_real_text_is_one_document(data_folder):
-    ((one,),) = open_source(data_folder / "text")
-    assert one["id"] == "tinyshakespeare" and one["text"].startswith("First Citizen:")
-    assert len(one["text"]) > 1_000_000
+def test_real_text_is_read_in_passages(data_folder):
+    source = open_source(data_folder / "text")
+    samples = [sample for (sample,) in source]
+    assert samples[0]["id"] == "tinyshakespeare-1"
+    assert samples[0]["text"].startswith("First Citizen:")
+    lengths = [len(sample["text"]) for sample in samples]
+    assert sum(lengths) > 1_100_000 and max(lengths) < 9_000 and min(lengths[:-1]) > 1_900

@@ -177,16 +177,34 @@ class _CountedLines:
         return line.decode(encoding)
 
 
-class TextRows(FileRows):
-    """One row, the whole of a text file."""
+class TextRows(_SpanRows):
+    """Passages of a text file: cut behind a blank line, or in a long paragraph behind any line.
+
+    A passage is a document of its own in training. A whole book as one would be far longer than a
+    row, and would come at once wherever it is mixed with other sources.
+    """
 
     columns = ["text"]
+    _unit = "passage"
+    _CUT_AT_BLANK_LINES, _CUT_AT_LINES = 2_000, 8_000  # Bytes from which a passage may end.
 
-    def __len__(self) -> int:
-        return 1
+    def __init__(self, path: str | Path):
+        ends, start, end = array.array("q"), 0, 0
+        with open(path, "rb") as file:
+            for line in file:
+                end += len(line)
+                enough = self._CUT_AT_BLANK_LINES if line.isspace() else self._CUT_AT_LINES
+                if end - start >= enough:
+                    ends.append(end)
+                    start = end
+        if end > start or not ends:
+            ends.append(end)
+        numbers = np.arange(1, len(ends) + 1, dtype=np.int64)
+        super().__init__(Path(path), np.array([0, *ends[:-1]], np.int64), np.array(ends), numbers)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"text": self.path.read_text(encoding="utf-8-sig"), "id": self.path.stem}
+        name = self.path.stem if len(self) == 1 else self.default_id(index)
+        return {"text": self._read(index).strip("\r\n"), "id": name}
 
 
 class JoinedRows:

@@ -189,7 +189,7 @@ def open_source(
 
     Args:
         name_or_path: "hf://owner/name"; a `.parquet`, `.tar` (webdataset), `.jsonl`, `.json`,
-            `.csv`, `.tsv` or `.txt` file (one document); or a folder of such files.
+            `.csv`, `.tsv` or `.txt` file (passages); or a folder of such files.
         schema: a name in `SCHEMAS`. Default: told by the columns.
         split: which files of a folder, where their names or folders say so
             ("train-00000.parquet"); which split of the hub's data set.
