@@ -195,6 +195,16 @@ def row(name, image, **more):
     return {"id": name, "source": "s", "images": images, "messages": messages, **more}
 
 
+def test_group_by_image_keeps_the_accepted_answers_of_every_question():
+    rows = [{**row(name, png(1)), "answers": [name, name.upper()]} for name in "ab"]
+    alone = {**row("c", png(2)), "answers": ["c"]}
+    both, one = group_by_image([*rows, alone])
+    assert both["references"] == [["a", "A"], ["b", "B"]] and "answers" not in both
+    assert one["references"] == [["c"]]
+    assert "references" not in group_by_image([rows[0], row("b", png(1))])[0]
+    assert rows[0]["answers"] == ["a", "A"]
+
+
 def test_group_by_image_joins_questions_in_order():
     samples = [
         row("a", "x.png", kinds=["k1"]),

@@ -66,7 +66,8 @@ def group_by_image(samples: Iterable[Sample]) -> list[Sample]:
     Each image is then encoded once. Order is kept: of the groups by their first sample, of the
     questions within. A joined sample keeps the id of its first one, and all ids, one per
     question, in `question_ids`; per-question lists (`kinds`, `references`) are joined where every
-    part has them. Samples without images or with a system turn stay alone.
+    part has them; the `answers` of a question become its entry in `references`. Samples without
+    images or with a system turn stay alone.
 
     Args:
         samples: rows that `normalize_sample` takes.
@@ -89,6 +90,7 @@ def group_by_image(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def _join(group: list[Sample]) -> Sample:
+    group = [_with_references(sample) for sample in group]
     joined = dict(group[0])
     joined["messages"] = [message for sample in group for message in sample["messages"]]
     joined["question_ids"] = [name for sample in group for name in question_ids(sample)]
@@ -98,6 +100,14 @@ def _join(group: list[Sample]) -> Sample:
         else:
             joined.pop(key, None)
     return joined
+
+
+def _with_references(sample: Sample) -> Sample:
+    """Returns the sample of one question with its accepted answers as a per-question list."""
+    if "answers" not in sample:
+        return sample
+    rest = {key: value for key, value in sample.items() if key != "answers"}
+    return {"references": [sample["answers"]], **rest}
 
 
 def question_ids(sample: Sample) -> list[str]:
