@@ -121,6 +121,7 @@ def test_fit_takes_it():
     from tiny_models import IMAGE_SIZE, TOKENS_PER_IMAGE, tiny_nanovlm
 
     from dl_techniques.losses.nanovlm_loss import NanoVLMLoss
+    from dl_techniques.optimization import ComponentOptimizer
 
     own = processor(image_size=IMAGE_SIZE, tokens_per_image=TOKENS_PER_IMAGE)
     mixture = Mixture({"short": 0.3, "long": 0.7})
@@ -131,7 +132,10 @@ def test_fit_takes_it():
         vocab_size=own.vocab_size,
         image_token_id=own.image_token_id,
     )
-    model.compile(optimizer=keras.optimizers.SGD(0.1), loss=NanoVLMLoss())
+    # Some batches are text only: it takes the missing gradients of the vision encoder as zero.
+    parts = ("vision_encoder", "modality_projection", "language_decoder")
+    optimizer = ComponentOptimizer({part: keras.optimizers.SGD(0.1) for part in parts})
+    model.compile(optimizer=optimizer, loss=NanoVLMLoss())
     history = model.fit(used, steps_per_epoch=3, verbose=0, shuffle=False)
     assert np.isfinite(history.history["loss"][0])
 
@@ -157,6 +161,20 @@ def test_plain_text_is_learned_whole_in_rows_length():
     for ids, labels in rows:
         assert labels[0] == -100 and (labels[1:] == ids[1:]).all()
     assert [item.reason for item in iterator.report().items] == ["empty text"]
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_the_end_of_a_plain_text_is_learned_wherever_it_is_cut(extra):
+    text = ("ab" * (LENGTH + 1))[: 2 * LENGTH + extra]
+    used = {"text": [{"text": text, "id": "t", "source": "s"}]}
+    learned = []
+    for inputs, labels in stream(used, epochs=1, lookahead=1):
+        learned += [row[row != -100].tolist() for row in labels if (row != -100).any()]
+        assert (inputs["segment_ids"].max(axis=1) <= 1).all()
+    eos = stream().processor.eos_token_id
+    rows = 2 if extra < 0 else 3
+    assert len(learned) == rows and learned[-1][-1] == eos
+    assert sum(map(len, learned)) == len(text) + 1 - rows  # The first token of each is not.
 
 
 @pytest.mark.data

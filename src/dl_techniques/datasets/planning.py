@@ -126,11 +126,15 @@ class Planner:
             raise BadSampleError("empty text", "The text has no tokens.")
         if self._tokenizer.eos_id is not None:
             ids.append(self._tokenizer.eos_id)
+        if len(ids) < 2:
+            raise BadSampleError("empty text", "A single token has none before it to learn from.")
         tokens = np.array(ids, np.int32)
-        parts = [tokens[i : i + self._length] for i in range(0, len(tokens), self._length)]
+        starts = list(range(0, len(tokens), self._length))
+        if starts[-1] == len(tokens) - 1:  # The end alone could not be learned.
+            starts[-1] -= 1
         name, source = str(sample.get("id", number)), str(sample.get("source", ""))
-        # A part of one token would have nothing to learn: nothing comes before its first.
-        return [Row(name, source, [], [(part, part)], []) for part in parts if len(part) > 1]
+        parts = np.split(tokens, starts[1:])
+        return [Row(name, source, [], [(part, part)], []) for part in parts]
 
     def _document(self, row: Row, key: tuple) -> Document:
         tiles = sum(self._count_tiles(image) for image in row.images)
