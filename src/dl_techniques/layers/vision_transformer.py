@@ -2,6 +2,7 @@
 
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
 from dl_techniques.layers.patch_embedding import PatchEmbedding
+from dl_techniques.layers.rematerialisation import run_block
 from dl_techniques.layers.transformer_blocks import EncoderBlock, make_norm
 
 
@@ -24,6 +25,8 @@ class VisionTransformer(ConfiguredLayer):
         use_pre_norm: A norm before the first block (`pre_norm`).
         use_final_norm: A norm after the last block (`norm`).
         drop_class_token: Whether the class token, which comes first, is left out of the output.
+        remat: Whether training keeps only the blocks' inputs and computes their insides again for
+            the gradients: less memory, a third more work.
 
     Input: float[B, H, W, 3], already normalised. Output: float[B, N, embed_dim].
 
@@ -54,6 +57,7 @@ class VisionTransformer(ConfiguredLayer):
         use_pre_norm: bool = False,
         use_final_norm: bool = True,
         drop_class_token: bool = False,
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -77,6 +81,7 @@ class VisionTransformer(ConfiguredLayer):
         self.use_pre_norm = use_pre_norm
         self.use_final_norm = use_final_norm
         self.drop_class_token = drop_class_token
+        self.remat = remat
         self.patch_embedding = PatchEmbedding(
             img_size,
             patch_size,
@@ -121,7 +126,7 @@ class VisionTransformer(ConfiguredLayer):
         if self.pre_norm is not None:
             x = self.pre_norm(x)
         for block in self.blocks:
-            x = block(x, training=training)
+            x = run_block(block, x, remat=self.remat, training=training)
         if self.norm is not None:
             x = self.norm(x)
         return x[:, 1:] if self.drop_class_token else x

@@ -5,6 +5,7 @@ from keras import ops
 
 from dl_techniques.layers.attention_mask import attention_rule
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.layers.rematerialisation import run_block
 from dl_techniques.layers.transformer_blocks import DecoderBlock
 
 
@@ -19,6 +20,8 @@ class LanguageDecoder(ConfiguredLayer):
         num_layers: Number of blocks.
         max_positions: The longest sequence, in tokens; a longer one is an error.
         tie_embeddings: Whether the head is the transposed embedding table.
+        remat: Whether training keeps only the blocks' inputs and computes their insides again for
+            the gradients: less memory, a third more work.
 
     Call arguments:
         inputs: int[B, T] token ids, or float[B, T, hidden_dim] embeddings.
@@ -54,6 +57,7 @@ class LanguageDecoder(ConfiguredLayer):
         qk_norm: bool = False,
         norm_epsilon: float = 1e-5,
         tie_embeddings: bool = True,
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -72,6 +76,7 @@ class LanguageDecoder(ConfiguredLayer):
         self.qk_norm = qk_norm
         self.norm_epsilon = norm_epsilon
         self.tie_embeddings = tie_embeddings
+        self.remat = remat
         self.token_embedding = keras.layers.ReversibleEmbedding(
             vocab_size,
             hidden_dim,
@@ -140,7 +145,7 @@ class LanguageDecoder(ConfiguredLayer):
         new_cache = []
         for i, block in enumerate(self.blocks):
             if cache is None:
-                x = block(x, positions, mask, training=training)
+                x = run_block(block, x, positions, mask, remat=self.remat, training=training)
                 continue
             x, block_cache = block(
                 x, positions, mask, cache=cache[i], cache_index=cache_index, training=training

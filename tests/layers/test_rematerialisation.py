@@ -1,0 +1,68 @@
+"""Rematerialised blocks: the same values and gradients, dropout included, and less kept."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from tiny_models import fill, mixed_batch, tiny_config, tiny_nanovlm
+
+from dl_techniques.losses.nanovlm_loss import NanoVLMLoss
+from dl_techniques.models.nano_vlm import NanoVLM
+
+
+def models(dropout=0.0, **options):
+    """Return two models with the same weights and seeds, of which the second rematerialises."""
+    pair = []
+    for remat in (False, True):
+        keras.utils.set_random_seed(7)
+        config = tiny_config()
+        for part, depth in (("vision_config", "depth"), ("language_config", "num_layers")):
+            config[part] = {**config[part], "dropout": dropout, "remat": remat, depth: 1}
+        model = NanoVLM(**config, **options)
+        pair.append(fill(model))
+    return pair
+
+
+def trained(model, steps=2):
+    """Return the losses of some steps and the weights after them."""
+    keras.utils.set_random_seed(3)
+    model.compile(optimizer=keras.optimizers.SGD(0.05), loss=NanoVLMLoss())
+    batch = mixed_batch()
+    labels = np.where(batch["attention_mask"], batch["text_tokens"], -100).astype("int32")
+    losses = [float(model.train_on_batch(batch, labels)) for _ in range(steps)]
+    return losses, [ops.convert_to_numpy(w) for w in model.trainable_weights]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_training_is_the_same_with_and_without(dropout):
+    plain, remat = (trained(model) for model in models(dropout))
+    np.testing.assert_allclose(plain[0], remat[0], rtol=2e-6)
+    assert plain[0][0] != pytest.approx(plain[0][-1])
+    for one, other in zip(plain[1], remat[1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
+
+
+def test_frozen_blocks_stay_and_pass_the_gradient_on():
+    _, model = models()
+    model.language_decoder.blocks[-1].trainable = False
+    before = [ops.convert_to_numpy(w) for w in model.language_decoder.blocks[-1].weights]
+    first = ops.convert_to_numpy(model.vision_encoder.blocks[0].mlp.fc1.kernel)
+    trained(model)
+    for old, new in zip(before, model.language_decoder.blocks[-1].weights, strict=True):
+        np.testing.assert_array_equal(old, ops.convert_to_numpy(new))
+    assert not np.array_equal(
+        first, ops.convert_to_numpy(model.vision_encoder.blocks[0].mlp.fc1.kernel)
+    )
+
+
+def test_it_survives_a_file(tmp_path):
+    _, model = models()
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    assert loaded.language_decoder.remat and loaded.vision_encoder.remat
+    assert not tiny_nanovlm().language_decoder.remat
+
+
+def test_mixed_precision():
+    plain, remat = (trained(model) for model in models(dtype="mixed_float16"))
+    np.testing.assert_allclose(plain[0], remat[0], rtol=2e-2)
