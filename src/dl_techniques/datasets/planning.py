@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from dl_techniques.datasets.mixture import Mixture
 from dl_techniques.datasets.packed_rows import Document, PackedRow
 from dl_techniques.datasets.packing import Packer
@@ -17,6 +15,7 @@ from dl_techniques.datasets.quarantine import BadSample
 from dl_techniques.datasets.rows import BadSampleError, Row, RowEncoder
 from dl_techniques.datasets.samples import normalize_sample
 from dl_techniques.datasets.sources import EndOfStreamError
+from dl_techniques.datasets.text_rows import text_rows
 from dl_techniques.preprocessing.image_modes import ImageError
 from dl_techniques.preprocessing.tokenizer_base import Tokenizer
 
@@ -121,20 +120,7 @@ class Planner:
     def _rows(self, sample: Any, number: int) -> list[Row]:
         if not isinstance(sample, dict) or "text" not in sample:
             return self._encoder.rows(normalize_sample(sample, number))
-        ids = self._tokenizer.encode(sample["text"])
-        if not ids:
-            raise BadSampleError("empty text", "The text has no tokens.")
-        if self._tokenizer.eos_id is not None:
-            ids.append(self._tokenizer.eos_id)
-        if len(ids) < 2:
-            raise BadSampleError("empty text", "A single token has none before it to learn from.")
-        tokens = np.array(ids, np.int32)
-        starts = list(range(0, len(tokens), self._length))
-        if starts[-1] == len(tokens) - 1:  # The end alone could not be learned.
-            starts[-1] -= 1
-        name, source = str(sample.get("id", number)), str(sample.get("source", ""))
-        parts = np.split(tokens, starts[1:])
-        return [Row(name, source, [], [(part, part)], []) for part in parts]
+        return text_rows(sample, number, self._tokenizer, self._length)
 
     def _document(self, row: Row, key: tuple) -> Document:
         tiles = sum(self._count_tiles(image) for image in row.images)

@@ -6,10 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from dl_techniques.utils.logger import logger
+from dl_techniques.utils.appended_file import AppendedFile
 
 # How many bad samples a record with a file keeps in memory beside it.
 _KEPT = 100
@@ -54,9 +53,7 @@ class Quarantine:
         self.total = 0
         self.items: list[BadSample] = []
         self.by_source: Counter[tuple[str, str]] = Counter()
-        self._path = None if path is None else Path(path)
-        self._bytes = 0
-        self._opened = False
+        self._file = None if path is None else AppendedFile(path)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -78,34 +75,11 @@ class Quarantine:
         """
         items = list(items)
         self.by_source.update((item.source, item.reason) for item in items)
-        kept = len(items) if self._path is None else max(0, _KEPT - len(self.items))
+        kept = len(items) if self._file is None else max(0, _KEPT - len(self.items))
         self.items += items[:kept]
-        if self._path is not None and (items or not self._opened):
-            self._write(items)
-
-    def _write(self, items: list[BadSample]):
-        self._open()
-        lines = [json.dumps(dataclasses.asdict(i), ensure_ascii=False) + "\n" for i in items]
-        data = "".join(lines).encode("utf-8", "backslashreplace")
-        with self._path.open("ab") as file:
-            file.write(data)
-        self._bytes += len(data)
-
-    def _open(self):
-        """Cuts the file back to what this record wrote."""
-        if self._opened:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        found = self._path.stat().st_size if self._path.is_file() else 0
-        if found < self._bytes:
-            logger.warning(
-                "%s has %d bytes, %d were written: it lacks bad samples of the run's beginning.",
-                *(self._path, found, self._bytes),
-            )
-        with self._path.open("ab") as file:
-            file.truncate(min(found, self._bytes))
-        self._bytes = min(found, self._bytes)
-        self._opened = True
+        if self._file is not None:
+            lines = [json.dumps(dataclasses.asdict(i), ensure_ascii=False) + "\n" for i in items]
+            self._file.append("".join(lines))
 
     def check(self, max_share: float, shown: int = 5):
         """Refuses to go on when too many samples are bad.
@@ -129,7 +103,8 @@ class Quarantine:
         """Returns what `restore` needs, JSON-ready: the counts, and how long the file is."""
         counts = [[source, reason, count] for (source, reason), count in self.by_source.items()]
         items = [dataclasses.asdict(item) for item in self.items]
-        return {"total": self.total, "counts": counts, "items": items, "bytes": self._bytes}
+        size = 0 if self._file is None else self._file.size
+        return {"total": self.total, "counts": counts, "items": items, "bytes": size}
 
     def restore(self, state: Mapping[str, Any]):
         """Goes on where the state was taken; what the file has beyond it is cut off."""
@@ -138,7 +113,8 @@ class Quarantine:
         self.by_source = Counter(
             {(source, reason): count for source, reason, count in state["counts"]}
         )
-        self._bytes, self._opened = state["bytes"], False
+        if self._file is not None:
+            self._file.restore(state["bytes"])
 
     def __len__(self) -> int:
         return self.by_source.total()

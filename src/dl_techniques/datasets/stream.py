@@ -190,6 +190,7 @@ class TrainingIterator(grain.DatasetIterator):
         self._ahead: deque[_PlannedBatch] = deque()
         self._quarantine = Quarantine(stream.quarantine)
         self._state = self._plan_state()
+        self._sample_ids: list[str] = []
 
     def __next__(self) -> Batch:
         self._assert_not_closed()
@@ -205,6 +206,11 @@ class TrainingIterator(grain.DatasetIterator):
         else:
             batch, faults = planned.result.result()
         self._state = planned.state_after
+        self._sample_ids = [
+            f"{document.key[0]}/{document.sample_id or document.key[1]}"
+            for row, _ in planned.rows
+            for document in row.documents
+        ]
         self._note(planned.bad + faults, planned.samples)
         return batch
 
@@ -281,6 +287,10 @@ class TrainingIterator(grain.DatasetIterator):
     def report(self) -> Quarantine:
         """Return the samples that could not be used so far, and why."""
         return self._quarantine
+
+    def sample_ids(self) -> list[str]:
+        """Return "source/id" of the samples in the batch that was given out last."""
+        return self._sample_ids
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Return what was planned so far of each source; see `MixtureRun.shares`."""

@@ -2,11 +2,8 @@
 
 import hashlib
 import math
-import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -17,6 +14,7 @@ from dl_techniques.losses.nanovlm_loss import NanoVLMLoss
 from dl_techniques.training.history import write_history
 from dl_techniques.training.progress import ProgressReport
 from dl_techniques.training.setup import default_optimizer
+from dl_techniques.training.stop_signals import stop_signals
 from dl_techniques.training.training_state import (
     load_training_state,
     save_model,
@@ -86,7 +84,7 @@ class NanoVLMTrainer:
         save_every_epochs: int = 5,
         resume: bool = False,
     ) -> dict:
-        """Train; a first ctrl-C stops after the running step and keeps the state.
+        """Train; a first ctrl-C or SIGTERM stops after the running step and keeps the state.
 
         Args:
             dataset: A `VQADataset`, or any indexable data set of batches with `set_epoch`.
@@ -116,7 +114,7 @@ class NanoVLMTrainer:
         total = epochs * len(dataset)
         done = self._resumed_step(data) if resume else self._new_run()
         report = ProgressReport(total, done, log_every)
-        with report, _stop_on_interrupt() as stop, ThreadPoolExecutor(1) as pool:
+        with report, stop_signals() as stop, ThreadPoolExecutor(1) as pool:
             for epoch in range(done // len(dataset), epochs):
                 dataset.set_epoch(epoch)
                 self._epoch(dataset, epoch, done % len(dataset), pool, stop, report)
@@ -243,23 +241,3 @@ def learning_rates(optimizer) -> dict[str, float]:
     if hasattr(inner, "learning_rates"):
         return inner.learning_rates
     return {"all": float(keras.ops.convert_to_numpy(inner.learning_rate))}
-
-
-@contextmanager
-def _stop_on_interrupt():
-    """Turn the first ctrl-C into a set flag, so that no step is cut in two; the second raises."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def handle(signum, frame):
-        stop.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)

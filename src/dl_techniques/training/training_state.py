@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -51,6 +51,48 @@ def _set_generator_states(states):
         torch.cuda.set_rng_state(torch.from_numpy(states["generator/cuda"]))
 
 
+def state_arrays(model) -> dict[str, np.ndarray]:
+    """Return copies of every value that a step changes: weights, random states, optimizer.
+
+    Args:
+        model: A compiled model with a built optimizer.
+    """
+    arrays = {
+        # safetensors writes memory as it lies. (np.ascontiguousarray would give scalars an axis.)
+        name: np.array(keras.ops.convert_to_numpy(variable.value), order="C")
+        for name, variable in _named_variables(model).items()
+    }
+    return arrays | _generator_states()
+
+
+def assign_state(model, arrays: Mapping[str, np.ndarray], where: str | Path) -> None:
+    """Put the values of `state_arrays` back.
+
+    Args:
+        model: A compiled model with a built optimizer.
+        arrays: Each is read once.
+        where: Names them in messages.
+
+    Raises:
+        ValueError: if they belong to another model, optimizer or backend. Nothing is changed then.
+    """
+    variables, generators = _named_variables(model), _generator_states()
+    shapes = {name: tuple(np.shape(arrays[name])) for name in arrays}
+    expected = {k: tuple(v.shape) for k, v in (variables | generators).items()}
+    if shapes != expected:
+        differing = sorted(
+            name for name in shapes.keys() | expected if shapes.get(name) != expected.get(name)
+        )
+        raise ValueError(
+            f"{where} was written for another model, optimizer or backend: {len(differing)} arrays "
+            f"differ, first {differing[0]}: file {shapes.get(differing[0])}, "
+            f"model {expected.get(differing[0])}."
+        )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+    _set_generator_states({name: arrays[name] for name in generators})
+
+
 def save_training_state(folder: str | Path, model, progress: dict) -> Path:
     """Write `training_state.safetensors` into the folder; an older one is replaced at once.
 
@@ -64,15 +106,9 @@ def save_training_state(folder: str | Path, model, progress: dict) -> Path:
     """
     path = Path(folder) / FILE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        # safetensors writes memory as it lies. (np.ascontiguousarray would give scalars an axis.)
-        name: np.asarray(keras.ops.convert_to_numpy(variable.value), order="C")
-        for name, variable in _named_variables(model).items()
-    }
-    arrays |= _generator_states()
     partial = path.with_suffix(".partial")
     try:
-        save_file(arrays, partial, metadata={"progress": json.dumps(progress)})
+        save_file(state_arrays(model), partial, metadata={"progress": json.dumps(progress)})
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
@@ -114,26 +150,12 @@ def load_training_state(folder: str | Path, model, check: Callable[[dict], None]
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise ValueError(f"There is nothing to resume: {path} does not exist.")
-    variables = _named_variables(model)
     try:
         with safe_open(path, framework="numpy") as file:
             progress = json.loads(file.metadata()["progress"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    expected = {k: tuple(v.shape) for k, v in (variables | _generator_states()).items()}
-    if shapes != expected:
-        differing = sorted(
-            name for name in shapes.keys() | expected if shapes.get(name) != expected.get(name)
-        )
-        raise ValueError(
-            f"{path} was written for another model, optimizer or backend: {len(differing)} arrays "
-            f"differ, first {differing[0]}: file {shapes.get(differing[0])}, "
-            f"model {expected.get(differing[0])}."
-        )
     check(progress)
-    for name, variable in variables.items():
-        variable.assign(arrays.pop(name))
-    _set_generator_states(arrays)
+    assign_state(model, arrays, path)
     return progress
