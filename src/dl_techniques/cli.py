@@ -136,48 +136,63 @@ def _data():
 
 @data.command()
 def inspect(
-    source: Annotated[str, typer.Argument(help="File, folder, or hf://owner/name.")],
+    source: Annotated[
+        str, typer.Argument(help="File, folder, hf://owner/name, or a mixture's name.")
+    ],
     schema: Annotated[str | None, typer.Option(help="Layout of the rows; none: told.")] = None,
     split: Annotated[str, typer.Option()] = "train",
     images: Annotated[str | None, typer.Option(help="Folder or zip of the images.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or hf://owner/name; none: one token a character.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many rows to look at.")] = 1000,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="How many rows to look at; none: 1000.")
+    ] = None,
+    mixture: Annotated[
+        str | None,
+        typer.Option(help="A mixture's name, or vqa=0.7,text=0.3: sources in the folder."),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many answer tokens of it to draw; none: 200000."),
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="How often its sources may be repeated.")
+    ] = None,
     page: Annotated[
         Path | None, typer.Option(help="Write a page of samples to look at, as HTML.")
     ] = None,
 ):
-    """Show counts, lengths, image sizes and faults of a data set."""
+    """Show counts, lengths, image sizes and faults of a data set, or the shares of a mixture."""
     from dl_techniques.checkpoints.processors import tokenizer_of
-    from dl_techniques.datasets.inspection import as_html, as_text, inspect_samples
-    from dl_techniques.datasets.sources import open_source
-    from dl_techniques.datasets.vqa_dataset import VQADataProcessor
-    from dl_techniques.preprocessing.messages import IMAGE_MARK
-    from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
+    from dl_techniques.datasets import inspect_command as command
 
-    rows = open_source(source, schema, split, images=images)
-    own = CharacterTokenizer() if tokenizer is None else tokenizer_of(tokenizer)
-    (image_token_id,) = own.add_special_tokens([IMAGE_MARK])
-    processor = VQADataProcessor(
-        max_text_length=8192, tokenizer=own, image_token_id=image_token_id, tokens_per_image=64
-    )
-    step = max(1, len(rows) // limit)  # Spread over the whole, which may be sorted.
-    found = inspect_samples(_each(rows, range(0, len(rows), step)[:limit]), processor)
-    typer.echo(f"{source}: {len(rows):,} rows; looked at one of every {step}")
-    typer.echo(as_text(found))
+    of_source = {"--schema": schema, "--images": images, "--limit": limit}
+    of_mixture = {"--tokens": tokens, "--epochs": epochs}
+    if mixture is None and command.is_recipe(source):
+        others = {"--tokenizer": tokenizer, "--page": page}
+        _refuse({**of_source, **of_mixture, **others}, f"{source} is a mixture without data")
+        typer.echo(command.inspect_recipe(source))
+        return
+    own = None if tokenizer is None else tokenizer_of(tokenizer)
+    if mixture is None:
+        _refuse(of_mixture, "there is no --mixture")
+        options = {"schema": schema, "split": split, "images": images}
+        report = command.inspect_source(source, own, limit or command.LIMIT, **options)
+    else:
+        _refuse(of_source, "--mixture opens several sources")
+        draws = tokens or command.TOKENS
+        report = command.inspect_mixture(source, mixture, own, draws, epochs, split)
+    typer.echo(report.text)
     if page is not None:
-        page.write_text(as_html(found, processor, source), encoding="utf-8")
+        page.write_text(report.html(), encoding="utf-8")
         typer.echo(f"{page} written.")
 
 
-def _each(rows, numbers):
-    """Yield the samples of some rows; of a bad row, something that is refused by its number."""
-    for number in numbers:
-        try:
-            yield from rows[number]
-        except ValueError as error:
-            yield error
+def _refuse(flags: dict, reason: str):
+    given = [flag for flag, value in flags.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)} cannot be used here: {reason}.")
 
 
 def train_command(arguments: list[str], get_config) -> None:

@@ -98,3 +98,50 @@ MIXTURES: dict[str, dict[str, float]] = {
         {"multimodal": (0.60, _VISION_SFT_IMAGES), "text": (0.40, {"smoltalk": 1.0})}
     ),
 }
+
+
+def check_recipe(name: str) -> dict[str, float]:
+    """Returns the shares of a named mixture.
+
+    Raises:
+        ValueError: there is no such mixture.
+    """
+    if name not in MIXTURES:
+        raise ValueError(f"Unknown mixture {name!r}: expected one of {sorted(MIXTURES)}.")
+    return dict(MIXTURES[name])
+
+
+def parse_shares(text: str) -> dict[str, float]:
+    """Reads the shares that a command line gives.
+
+    Args:
+        text: the name of a mixture, or shares such as "vqa=0.7,text=0.3", of any sum.
+
+    Raises:
+        ValueError: neither of these, a source that occurs twice, or a share that is not a finite
+            number >= 0.
+    """
+    if "=" not in text:
+        if text not in MIXTURES:
+            raise ValueError(
+                f"Unknown mixture {text!r}: expected one of {sorted(MIXTURES)}, or shares such as "
+                "'vqa=0.7,text=0.3'."
+            )
+        return dict(MIXTURES[text])
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        try:
+            share = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ValueError(
+                f"{part.strip()!r} in the mixture {text!r} is no share; expected NAME=NUMBER, as "
+                "in 'vqa=0.7,text=0.3'."
+            )
+        check_share(name, share)
+        if name in shares:
+            raise ValueError(f"Source '{name}' occurs twice in the mixture {text!r}.")
+        shares[name] = share
+    return shares
