@@ -558,6 +558,13 @@ def test_a_hub_out_of_reach_is_one_clear_error(monkeypatch):
     with pytest.raises(ValueError, match=r"'hf://a/b' \(split 'dev'.*Available: \['y'\]"):
         open_source("hf://a/b", split="dev", config="x")
 
+    def needs_script(*args, **options):
+        raise RuntimeError("Dataset scripts are no longer supported, but found VQAv2.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", needs_script)
+    with pytest.raises(ValueError, match="'hf://a/b'.*scripts are no longer supported"):
+        open_source("hf://a/b")
+
 
 # --- Size ---
 

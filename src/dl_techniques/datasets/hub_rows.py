@@ -41,7 +41,7 @@ def load_hub(name: str, split: str, streaming: bool, **options: Any) -> Any:
             f"'{name}' cannot be loaded: the hub does not answer ({error}). Check the network, or "
             "download the data set elsewhere and open its folder."
         ) from error
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:  # Also: it needs a script.
         raise ValueError(
             f"'{name}' (split '{split}', {given}) cannot be loaded: {error}"
         ) from error
