@@ -42,8 +42,12 @@ class NextTokenAccuracy(_IgnoringMetric):
         targets = next_token_targets(labels, ops.shape(logits)[1], self.ignore_index)
         weights = token_weights(targets, labels.shape, sample_weight, self.ignore_index)
         right = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), targets)
-        self.correct.assign_add(ops.sum(ops.cast(right, "float32") * weights))
-        self.total.assign_add(ops.sum(weights))
+        self.add(ops.sum(ops.cast(right, "float32") * weights), ops.sum(weights))
+
+    def add(self, correct, total):
+        """Add float32[] weights: of what was right, and of all that was asked."""
+        self.correct.assign_add(correct)
+        self.total.assign_add(total)
 
     def result(self):
         """Return float32[]; 0 when no token was supervised."""

@@ -125,6 +125,9 @@ class NanoVLMLoss(keras.losses.Loss):
         ignore_index: label of what is not learned: padding, image placeholders, prompts.
         label_smoothing: share of the target's probability spread evenly over the vocabulary,
             in [0, 1).
+        chunk_size: a `VisionLanguageModel` that is trained or evaluated with this loss computes the
+            logits of so many tokens at a time, with the same result (`chunked_cross_entropy`);
+            None: all at once. Called with logits, the loss does not look at it.
         name: name of the loss.
 
     Raises:
@@ -136,13 +139,17 @@ class NanoVLMLoss(keras.losses.Loss):
         self,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
+        chunk_size: int | None = None,
         name: str = "nanovlm_loss",
     ):
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}.")
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
         super().__init__(name=name)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.chunk_size = chunk_size
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         """Return the loss float32[]; unlike the base class, leave integer labels integers."""
@@ -168,5 +175,6 @@ class NanoVLMLoss(keras.losses.Loss):
         return {
             "ignore_index": self.ignore_index,
             "label_smoothing": self.label_smoothing,
+            "chunk_size": self.chunk_size,
             "name": self.name,
         }

@@ -155,6 +155,14 @@ class LanguageDecoder(ConfiguredLayer):
         out = x if return_hidden else self.token_embedding(x, reverse=True)
         return out if cache is None else (out, new_cache)
 
+    @property
+    def head(self) -> tuple:
+        """The matrix that turns states into logits, and whether it is the tied table [V, D]."""
+        table = self.token_embedding
+        return (
+            (table.embeddings, True) if self.tie_embeddings else (table.reverse_embeddings, False)
+        )
+
     def make_cache(self, batch_size: int, max_length: int) -> list:
         """Return zeros: per block a (keys, values) pair of [B, max_length, kv_heads, head_dim]."""
         attention = self.blocks[0].attention

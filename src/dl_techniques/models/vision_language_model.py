@@ -1,6 +1,5 @@
 """VisionLanguageModel: vision encoder -> projection -> language decoder, as one Keras model."""
 
-import keras
 from keras import ops
 
 from dl_techniques.checkpoints.backbones import from_backbones
@@ -10,8 +9,7 @@ from dl_techniques.generation.generate import generate
 from dl_techniques.generation.scoring import score
 from dl_techniques.layers.modality_projection import ModalityProjection
 from dl_techniques.layers.vision_transformer_siglip import SigLIPVisionTransformer
-from dl_techniques.losses.nanovlm_loss import supervised_token_count
-from dl_techniques.models.batch_checks import BatchChecks, checked_data
+from dl_techniques.models.batch_checks import BatchChecks
 from dl_techniques.models.fusion import (
     as_image_sequence,
     misplaced,
@@ -19,10 +17,10 @@ from dl_techniques.models.fusion import (
     prefix_fusion,
 )
 from dl_techniques.models.language_decoder import LanguageDecoder
-from dl_techniques.optimization.component_optimizer import token_weight
+from dl_techniques.models.trained_model import TrainedModel
 
 
-class VisionLanguageModel(keras.Model):
+class VisionLanguageModel(TrainedModel):
     """Answers text about images.
 
     Args:
@@ -188,40 +186,9 @@ class VisionLanguageModel(keras.Model):
         if not isinstance(inputs, dict):
             inputs = {"text_tokens": inputs}
         self.batch_checks.check_if_concrete(inputs)
-        return self.language_decoder(**self.embed(inputs, training), training=training)
-
-    def train_step(self, *args):
-        # Keras gives (data) or, on JAX, (state, data).
-        _, labels, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
-        with token_weight(self.optimizer, supervised_token_count(labels)):
-            return super().train_step(*args)
-
-    def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
-        """Train as `keras.Model.fit` does, every batch checked first."""
-        if isinstance(validation_data, tuple):
-            self.batch_checks.check(*validation_data[:2])
-        elif validation_data is not None:
-            validation_data = checked_data(self.batch_checks, validation_data)
-        x = checked_data(self.batch_checks, x, y)
-        return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
-
-    def evaluate(self, x=None, y=None, *args, **kwargs):
-        """Evaluate as `keras.Model.evaluate` does, every batch checked first."""
-        return super().evaluate(checked_data(self.batch_checks, x, y), y, *args, **kwargs)
-
-    def predict(self, x, *args, **kwargs):
-        """Predict as `keras.Model.predict` does, every batch checked first."""
-        return super().predict(checked_data(self.batch_checks, x), *args, **kwargs)
-
-    def train_on_batch(self, x, y=None, *args, **kwargs):
-        """Train as `keras.Model.train_on_batch` does, the batch checked first."""
-        self.batch_checks.check(x, y)
-        return super().train_on_batch(x, y, *args, **kwargs)
-
-    def test_on_batch(self, x, y=None, *args, **kwargs):
-        """Test as `keras.Model.test_on_batch` does, the batch checked first."""
-        self.batch_checks.check(x, y)
-        return super().test_on_batch(x, y, *args, **kwargs)
+        return self.language_decoder(
+            **self.embed(inputs, training), return_hidden=self.gives_states, training=training
+        )
 
     # Methods that live with what they run.
     generate = generate
