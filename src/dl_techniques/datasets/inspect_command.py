@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dl_techniques.datasets.inspection import as_text, histograms, inspect_samples
 from dl_techniques.datasets.inspection_page import as_html
@@ -15,9 +15,11 @@ from dl_techniques.datasets.mixture_report import MixtureSampler, mixture_text
 from dl_techniques.datasets.recipe_sources import open_folder, recipe_text
 from dl_techniques.datasets.sample_reader import Shown
 from dl_techniques.datasets.sources import open_source
-from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.preprocessing.messages import IMAGE_MARK
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 
 LIMIT = 1000
 TOKENS = 200_000
@@ -50,6 +52,8 @@ def inspection_processor(tokenizer: Tokenizer | None) -> VQADataProcessor:
     Args:
         tokenizer: It gets a placeholder of images; None: one token per character.
     """
+    from dl_techniques.datasets.vqa_dataset import VQADataProcessor  # Which imports keras.
+
     own = CharacterTokenizer() if tokenizer is None else tokenizer
     (image_token_id,) = own.add_special_tokens([IMAGE_MARK])
     return VQADataProcessor(
