@@ -282,7 +282,7 @@ class BaseImageProcessor:
 
         Returns:
             `pixels` uint8[n, H, W, 3] (float32 in [0, 255] where the class says so) with n at most
-            `max_tiles`, and their `layout`.
+            `max_tiles`, possibly read-only, and their `layout`.
 
         Raises:
             ImageError: see `load_image`.
@@ -406,14 +406,14 @@ class ImageProcessor(BaseImageProcessor):
 
     def resize(self, source: Any) -> np.ndarray:
         """Returns the only tile of a source (see `load_image`): uint8[H, W, 3]."""
-        return self._fitted(load_image(source, self.max_pixels, self.transparency))
+        return np.array(self._fitted(load_image(source, self.max_pixels, self.transparency)))
 
     def __call__(self, source: Any) -> np.ndarray:
         """Returns float32[H, W, 3] for any source that `load_image` reads."""
         return self.normalize(self.resize(source))
 
     def _fitted(self, image: Image.Image) -> np.ndarray:
-        return np.array(self._resized(image, self.width, self.height))
+        return np.asarray(self._resized(image, self.width, self.height))
 
     def _pixels(self, image: Image.Image, grid: Grid) -> np.ndarray:
         return self._fitted(image)[None]
