@@ -152,7 +152,7 @@ def test_a_data_set_made_by_a_script_is_one_clear_error(monkeypatch, tmp_path):
         raise RuntimeError("Dataset scripts are no longer supported, but found x.py")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    message = r"'hf://liuhaotian/LLaVA-Instruct-150K \(.*no longer supported.* give its folder"
+    message = "'hf://liuhaotian/LLaVA-Instruct-150K'.* cannot be loaded: .*no longer supported"
     with pytest.raises(ValueError, match=message):
         open_recipe("nvlm", images={"llava_instruct_150k": tmp_path})
 

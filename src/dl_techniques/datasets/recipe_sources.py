@@ -105,19 +105,14 @@ def open_recipe(
 def _open_on_hub(
     source: HubSource, split: str, streaming: bool, images: str | Path | None
 ) -> Source | StreamingSource:
-    try:
-        return open_source(
-            PREFIX + source.name,
-            split=split,
-            images=images,
-            streaming=streaming,
-            config=source.config,
-            data_files=source.data_files,
-        )
-    except RuntimeError as error:  # So does `datasets` refuse those that are made by a script.
-        raise ValueError(
-            f"'{source}' cannot be loaded: {error}. Download it elsewhere and give its folder."
-        ) from error
+    return open_source(
+        PREFIX + source.name,
+        split=split,
+        images=images,
+        streaming=streaming,
+        config=source.config,
+        data_files=source.data_files,
+    )
 
 
 def open_folder(

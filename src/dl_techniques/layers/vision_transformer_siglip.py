@@ -25,8 +25,8 @@ class SigLIPVisionTransformer(VisionTransformer):
     The defaults are SigLIP-B/16 at 224 pixels (85,797,120 parameters, without its pooling head).
 
     Args:
-        img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, dropout, class_token: See
-            `VisionTransformer`.
+        img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, dropout, class_token, remat:
+            See `VisionTransformer`.
 
     Input: float[B, H, W, 3]. Output: float[B, N, embed_dim].
 
@@ -43,6 +43,7 @@ class SigLIPVisionTransformer(VisionTransformer):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         class_token: bool = False,
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(
@@ -54,6 +55,7 @@ class SigLIPVisionTransformer(VisionTransformer):
             mlp_ratio,
             dropout,
             class_token,
+            remat=remat,
             **SETTINGS,
             **kwargs,
         )
