@@ -132,7 +132,7 @@ def test_non_finite_batches_are_not_counted():
     ids, labels = data()
     model.fit(ids[:2], labels[:2], batch_size=2, verbose=0)
     assert optimizer.pending_batches == 0
-    assert not ops.convert_to_numpy(optimizer._sums[0]).any()
+    assert not ops.convert_to_numpy(optimizer._sums.sums[0]).any()
     np.testing.assert_array_equal(before, state(model)[0])
     assert float(ops.convert_to_numpy(model.optimizer.dynamic_scale)) == 2.0**14
 

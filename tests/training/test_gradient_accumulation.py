@@ -14,8 +14,8 @@ from dl_techniques.training.trainer import NanoVLMTrainer, supervised_tokens
 RATE = 1024.0
 
 
-def sgd(accumulation_steps=None):
-    parts = {n: keras.optimizers.SGD(RATE) for n in ("vision", "language", "projection")}
+def sgd(accumulation_steps=None, rate=RATE):
+    parts = {n: keras.optimizers.SGD(rate) for n in ("vision", "language", "projection")}
     return component_optimizer(parts, None, accumulation_steps)
 
 
@@ -67,7 +67,7 @@ def test_applying_starts_anew():
 
 def test_steps_apply_after_as_many_batches_as_set():
     model = micro_nanovlm()
-    trainer = GradientAccumulationTrainer(model, accumulation_steps=2, optimizer=sgd())
+    trainer = GradientAccumulationTrainer(model, accumulation_steps=2, optimizer=sgd(rate=1e-3))
     start, data = weights(model), ToyData()
     moved = []
     for i in range(3):

@@ -3,14 +3,12 @@
 import re
 
 import keras
-from keras import ops
 
 from dl_techniques.optimization import gradient_ops
+from dl_techniques.optimization.moments import REDUCED, Float32Moments, adam_change, subtract
 
 # Two-dimensional tables that are offsets, not weight matrices; `bias` for per-head biases.
 _OFFSETS = re.compile(r"(^|/)(bias|position_embedding|class_embedding|class_token)(/|$)")
-
-_REDUCED = ("bfloat16", "float16")
 
 
 def takes_weight_decay(variable) -> bool:
@@ -19,7 +17,7 @@ def takes_weight_decay(variable) -> bool:
 
 
 @keras.saving.register_keras_serializable(package="dl_techniques")
-class AdamW(keras.optimizers.AdamW):
+class AdamW(Float32Moments, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` whose weight decay spares norms, biases and position tables.
 
     It takes the same arguments. See `takes_weight_decay` for the rule; what
@@ -28,8 +26,7 @@ class AdamW(keras.optimizers.AdamW):
     On PyTorch one fused kernel (decay, moments, update) replaces Keras' pass per operation, which
     allocates five copies of all parameters: five times as fast and the same numbers to rounding.
 
-    Moments and updates of bfloat16 and float16 weights are float32: in bfloat16 beta_2 = 0.999 is
-    1, which makes Keras' step zero, and a second moment could never fall.
+    Moments and updates of bfloat16 and float16 weights are float32; see `Float32Moments`.
 
     References:
         Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101
@@ -43,35 +40,23 @@ class AdamW(keras.optimizers.AdamW):
         self.exclude_from_weight_decay(var_list=spared)
         super().build(variables)
 
-    def add_variable_from_reference(self, reference_variable, name=None, initializer="zeros"):
-        """Add a moment of a weight, float32 at least."""
-        if reference_variable.dtype not in _REDUCED:
-            return super().add_variable_from_reference(reference_variable, name, initializer)
-        return self.add_variable(
-            shape=reference_variable.shape,
-            initializer=initializer,
-            dtype="float32",
-            name=f"{reference_variable.path.replace('/', '_')}_{name}",
-            layout=getattr(reference_variable, "_layout", None),
-        )
-
     def update_step(self, gradient, variable, learning_rate):
         """Update one weight and its moments, in float32 at least."""
-        if variable.dtype not in _REDUCED:
+        if variable.dtype not in REDUCED:
             super().update_step(gradient, variable, learning_rate)
             return
         i = self._get_variable_index(variable)
-        m, v = self._momentums[i], self._velocities[i]
-        gradient, step = ops.cast(gradient, "float32"), ops.cast(self.iterations + 1, "float32")
-        self.assign_add(m, (gradient - m) * (1 - self.beta_1))
-        self.assign_add(v, (ops.square(gradient) - v) * (1 - self.beta_2))
-        if self.amsgrad:
-            largest = self._velocity_hats[i]
-            self.assign(largest, ops.maximum(largest, v))
-            v = largest
-        correction = ops.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
-        change = learning_rate * correction * m / (ops.sqrt(v) + self.epsilon)
-        self.assign(variable, ops.cast(ops.cast(variable, "float32") - change, variable.dtype))
+        change = adam_change(
+            self,
+            gradient,
+            self._momentums[i],
+            self._velocities[i],
+            learning_rate,
+            (self.beta_1, self.beta_2),
+            self.epsilon,
+            self._velocity_hats[i] if self.amsgrad else None,
+        )
+        subtract(self, variable, change)
 
     def _clip_gradients(self, grads):
         # Keras squares and scales into fresh copies of every gradient.
@@ -81,11 +66,11 @@ class AdamW(keras.optimizers.AdamW):
 
     def _has_fused_step(self, variables):
         # The kernel wants moments of the weights' dtype.
-        reduced = any(v.dtype in _REDUCED for v in variables)
+        reduced = any(v.dtype in REDUCED for v in variables)
         return keras.backend.backend() == "torch" and not self.amsgrad and not reduced
 
     def _apply_weight_decay(self, variables):
-        if not self._has_fused_step(variables):
+        if self.weight_decay and not self._has_fused_step(variables):
             super()._apply_weight_decay(variables)
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):

@@ -4,6 +4,9 @@ import re
 
 import keras
 
+# Stands beside the patterns where figures of all components together are given.
+TOTAL = "all"
+
 _SHOWN = 5
 # Each of these would act on one component alone, or be lost, without a word.
 _OUTER_SETTINGS = ("global_clipnorm", "gradient_accumulation_steps", "loss_scale_factor")
@@ -38,6 +41,11 @@ class ComponentMap:
     def __init__(self, components: dict[str, keras.optimizers.Optimizer]):
         if not components:
             raise ValueError("components must hold at least one pattern -> optimizer pair.")
+        if TOTAL in components:
+            raise ValueError(
+                f"{TOTAL!r} names the total in gradient_norms and tables, so it cannot be a "
+                f"component pattern: write '({TOTAL})' for a part of that name."
+            )
         self._optimizers = dict(components)
         self._patterns = {pattern: component_pattern(pattern) for pattern in components}
         for pattern, optimizer in components.items():
@@ -61,11 +69,11 @@ class ComponentMap:
         return [p for p, compiled in self._patterns.items() if compiled.search(path)]
 
     def __call__(self, variable) -> keras.optimizers.Optimizer:
-        """Return the optimizer of a variable that passed `check`."""
+        """Return the optimizer of a variable whose path was among those of `groups`."""
         return self._optimizers[self.matching(variable.path)[0]]
 
-    def check(self, paths: list[str]) -> None:
-        """Require one pattern for every path and a path for every pattern.
+    def groups(self, paths: list[str]) -> dict[str, list[int]]:
+        """Return the indices of each pattern's paths: all paths, each once.
 
         Raises:
             ValueError: naming the first variables or the patterns that break the rule.
@@ -91,6 +99,7 @@ class ComponentMap:
                 f"Component patterns {unused} match no trainable variable (frozen parts have "
                 f"none). Patterns match whole parts of paths such as {_some(paths)}."
             )
+        return {p: [i for i, path in enumerate(paths) if p in found[path]] for p in patterns}
 
 
 def _check_optimizer(pattern, optimizer):

@@ -7,6 +7,10 @@ from keras import ops
 
 from dl_techniques.optimization import gradient_ops
 from dl_techniques.optimization.component_map import ComponentMap
+from dl_techniques.optimization.component_readings import ComponentReadings
+from dl_techniques.optimization.gradient_sums import GradientSums
+from dl_techniques.optimization.step_record import StepRecord
+from dl_techniques.optimization.weight_averages import WeightAverages
 
 
 @contextlib.contextmanager
@@ -36,7 +40,7 @@ def token_weight(optimizer, weight):
 
 
 @keras.saving.register_keras_serializable(package="dl_techniques")
-class ComponentOptimizer(keras.optimizers.MultiOptimizer):
+class ComponentOptimizer(ComponentReadings, keras.optimizers.MultiOptimizer):
     """One optimizer, with its own learning rate or schedule, for each component of a model.
 
     A pattern is a regular expression over whole parts of `variable.path`: "vision_encoder" covers
@@ -53,13 +57,20 @@ class ComponentOptimizer(keras.optimizers.MultiOptimizer):
 
     The gradients are clipped once, by the norm over all components together, before the
     components' optimizers see them. A variable without gradient (None) counts as zero. On PyTorch
-    the passed gradients may be scaled in place. Under a `LossScaleOptimizer` a batch with
-    non-finite gradients is not counted at all.
+    the passed gradients may be scaled in place.
+
+    A batch whose gradients have no finite norm is skipped: it changes no weight, moment, iteration
+    count, schedule, sum or average; when accumulating, another batch takes its place. It is
+    counted in `skipped_steps` and `skipped_in_a_row`. A `LossScaleOptimizer` around this one skips
+    such batches itself, uncounted, as it finds its scale by them; what it lets through and is too
+    large to be squared is skipped and counted here.
 
     Args:
         components: pattern -> optimizer, each its own instance.
         global_clipnorm: largest norm of all gradients together; None does not clip.
         accumulation_steps: calls of `apply` per update; None updates in `apply_accumulated` only.
+        ema_decay: decay of float32 averages of the trainable variables, moved by every update
+            (see `WeightAverages` for the warm-up); None keeps none.
         name: name of the optimizer.
 
     Raises:
@@ -72,23 +83,19 @@ class ComponentOptimizer(keras.optimizers.MultiOptimizer):
         components: dict[str, keras.optimizers.Optimizer],
         global_clipnorm: float | None = None,
         accumulation_steps: int | None = 1,
+        ema_decay: float | None = None,
         name: str = "component_optimizer",
     ):
-        if global_clipnorm is not None and not global_clipnorm > 0:
-            raise ValueError(f"global_clipnorm must be > 0 or None, got {global_clipnorm}.")
-        if accumulation_steps is not None and (
-            not isinstance(accumulation_steps, int) or accumulation_steps < 1
-        ):
-            raise ValueError(
-                f"accumulation_steps must be a whole number >= 1, or None to apply by hand, got "
-                f"{accumulation_steps!r}."
-            )
+        _check_settings(global_clipnorm, accumulation_steps, ema_decay)
         component_map = ComponentMap(components)
         super().__init__(component_map, name=name)
         self._component_map = component_map
         self._norm_limit = global_clipnorm
         self.accumulation_steps = accumulation_steps
+        self.ema_decay = ema_decay
         self._token_weight = None
+        self._sums = None
+        self._averages = None
 
     def __dir__(self):
         # Keras' saver looks through dir() for more state. That of the inner optimizers is part of
@@ -103,22 +110,13 @@ class ComponentOptimizer(keras.optimizers.MultiOptimizer):
         """
         if self.built:
             return
-        self._component_map.check([variable.path for variable in var_list])
+        self._groups = self._component_map.groups([variable.path for variable in var_list])
         super().build(var_list)
-        if self.accumulation_steps == 1:
-            return
-        self._pending = self.add_variable((), dtype="int32", name="pending_batches")
-        self._pending_weight = self.add_variable((), dtype="float32", name="pending_weight")
-        # float32 whatever the variables are: bfloat16 would lose small gradients in large sums.
-        self._sums = [
-            self.add_variable(
-                shape=variable.shape,
-                dtype="float32",
-                layout=getattr(variable, "_layout", None),
-                name=f"{variable.path.replace('/', '_')}_gradient_sum",
-            )
-            for variable in var_list
-        ]
+        self._record = StepRecord(self, len(self._groups))
+        if self.accumulation_steps != 1:
+            self._sums = GradientSums(self, var_list)
+        if self.ema_decay is not None:
+            self._averages = WeightAverages(self, var_list, self.ema_decay)
 
     @contextlib.contextmanager
     def token_weight(self, weight):
@@ -128,21 +126,6 @@ class ComponentOptimizer(keras.optimizers.MultiOptimizer):
             yield
         finally:
             self._token_weight = before
-
-    @property
-    def learning_rates(self) -> dict[str, float]:
-        """The learning rate of each component's next update, by pattern."""
-        return {
-            pattern: float(ops.convert_to_numpy(ops.convert_to_tensor(optimizer.learning_rate)))
-            for pattern, optimizer in self._component_map.items()
-        }
-
-    @property
-    def pending_batches(self) -> int:
-        """The number of micro-batches that were accumulated and not yet applied."""
-        if self.accumulation_steps == 1 or not self.built:
-            return 0
-        return int(ops.convert_to_numpy(self._pending))
 
     def apply(self, grads, trainable_variables=None):
         """Take the gradients of one (micro-)batch and update when `accumulation_steps` are in.
@@ -159,13 +142,16 @@ class ComponentOptimizer(keras.optimizers.MultiOptimizer):
             raise ValueError(
                 f"Got {len(grads)} gradients for {len(variables)} trainable variables."
             )
-        if self.accumulation_steps == 1:
-            dense = gradient_ops.dense_gradients(grads, variables)
-            self._update(dense, variables, None)
+        if all(gradient is None for gradient in grads):
+            raise ValueError(
+                "No gradients for any trainable variable: the loss does not depend on the model."
+            )
+        if self._sums is None:
+            self._update(gradient_ops.dense_gradients(grads, variables), variables, None)
             return
-        self._accumulate(grads)
+        self._accumulate([None if g is None else gradient_ops.dense(g) for g in grads])
         if self.accumulation_steps is not None:
-            self._apply_sums_if(self._pending >= self.accumulation_steps, variables)
+            self._apply_sums_if(self._sums.pending >= self.accumulation_steps, variables)
 
     def apply_accumulated(self, trainable_variables=None):
         """Update with what was accumulated, if anything, and start anew.
@@ -181,7 +167,7 @@ class ComponentOptimizer(keras.optimizers.MultiOptimizer):
                 "apply_accumulated needs accumulation_steps > 1, or None to apply by hand only."
             )
         variables = self._known_variables(trainable_variables)
-        self._apply_sums_if(self._pending > 0, variables)
+        self._apply_sums_if(self._sums.pending > 0, variables)
 
     def stateless_apply_accumulated(self, optimizer_variables, trainable_variables):
         """Do `apply_accumulated` on values: the counterpart of `stateless_apply` for JAX.
@@ -218,36 +204,48 @@ class ComponentOptimizer(keras.optimizers.MultiOptimizer):
                 )
         return known
 
-    def _accumulate(self, grads):
-        if all(gradient is None for gradient in grads):
-            raise ValueError("No gradients for any trainable variable.")
+    def _accumulate(self, gradients):
         weight = 1.0 if self._token_weight is None else self._token_weight
         weight = ops.convert_to_tensor(weight, dtype="float32")
-        gradient_ops.add_weighted(self._sums, grads, weight)
-        self._pending_weight.assign_add(weight)
-        self._pending.assign_add(1)
+        norm = gradient_ops.global_norm([g for g in gradients if g is not None])
+        finite = ops.isfinite(norm * weight)
+        self._record.count(finite)
+        gradient_ops.run_if(finite, lambda: self._sums.add(gradients, weight), self._sums.variables)
 
     def _apply_sums_if(self, predicate, variables):
         def update():
-            # Not one supervised token in any of the batches: a zero gradient, as in one batch.
-            scale = ops.divide_no_nan(1.0, ops.convert_to_tensor(self._pending_weight))
-            self._update([total.value for total in self._sums], variables, scale)
-            gradient_ops.set_to_zero([*self._sums, self._pending, self._pending_weight])
+            sums = [total.value for total in self._sums.sums]
+            self._update(sums, variables, self._sums.scale())
+            self._sums.clear()
 
         gradient_ops.run_if(predicate, update, [*variables, *self.variables])
 
     def _update(self, gradients, variables, scale):
-        """Clip the gradients times `scale` (None: 1) and hand them to the components."""
+        """Update by the gradients times `scale` (None: 1), if their norm is finite."""
+        norms = gradient_ops.group_norms(gradients, self._groups.values())
+        norms = norms if scale is None else norms * scale
+        total = ops.sqrt(ops.sum(ops.square(norms)))
+        finite = ops.isfinite(total)
+        self._record.count(finite)
+
+        def update():
+            self._record.set_norms(norms, total)
+            self._move(self._clipped(gradients, total, scale), variables)
+
+        gradient_ops.run_if(finite, update, [*variables, *self.variables])
+
+    def _clipped(self, gradients, norm, scale):
         factor = scale
         if self._norm_limit is not None:
-            norm = gradient_ops.global_norm(gradients)
-            norm = norm if scale is None else norm * scale
             clip = gradient_ops.clip_factor(norm, self._norm_limit)
             factor = clip if scale is None else clip * scale
-        if factor is not None:
-            gradients = gradient_ops.scaled(gradients, factor)
+        return gradients if factor is None else gradient_ops.scaled(gradients, factor)
+
+    def _move(self, gradients, variables):
         gradients = [ops.cast(g, v.dtype) for g, v in zip(gradients, variables, strict=True)]
         super().apply(gradients, variables)
+        if self._averages is not None:
+            self._averages.update(self.iterations)
 
     def get_config(self) -> dict:
         """Return the constructor arguments, the optimizers serialized."""
@@ -258,6 +256,7 @@ class ComponentOptimizer(keras.optimizers.MultiOptimizer):
             },
             "global_clipnorm": self._norm_limit,
             "accumulation_steps": self.accumulation_steps,
+            "ema_decay": self.ema_decay,
             "name": self.name,
         }
 
@@ -269,3 +268,17 @@ class ComponentOptimizer(keras.optimizers.MultiOptimizer):
             for pattern, optimizer in config["components"].items()
         }
         return cls(**{**config, "components": components})
+
+
+def _check_settings(global_clipnorm, accumulation_steps, ema_decay):
+    if global_clipnorm is not None and not global_clipnorm > 0:
+        raise ValueError(f"global_clipnorm must be > 0 or None, got {global_clipnorm}.")
+    if accumulation_steps is not None and (
+        not isinstance(accumulation_steps, int) or accumulation_steps < 1
+    ):
+        raise ValueError(
+            f"accumulation_steps must be a whole number >= 1, or None to apply by hand, got "
+            f"{accumulation_steps!r}."
+        )
+    if ema_decay is not None and not 0 < ema_decay < 1:
+        raise ValueError(f"ema_decay must lie between 0 and 1 or be None, got {ema_decay}.")

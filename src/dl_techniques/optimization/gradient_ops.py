@@ -28,13 +28,16 @@ def dense_gradients(gradients, variables) -> list:
             "No gradients for any trainable variable: the loss does not depend on the model."
         )
     return [
-        ops.zeros(v.shape, dtype=v.dtype) if g is None else _dense(g)
+        ops.zeros(v.shape, dtype=v.dtype) if g is None else dense(g)
         for g, v in zip(gradients, variables, strict=True)
     ]
 
 
-def _dense(gradient):
-    # TensorFlow gives rows of embedding tables as IndexedSlices, in which a row may come twice.
+def dense(gradient):
+    """Return a gradient as one tensor.
+
+    TensorFlow gives rows of embedding tables as IndexedSlices, in which a row may come twice.
+    """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -42,15 +45,27 @@ def _dense(gradient):
     return gradient
 
 
-def global_norm(gradients):
-    """Return float32[]: the Euclidean norm of all gradients taken as one vector."""
+def group_norms(gradients, groups):
+    """Return float32[len(groups)]: the Euclidean norm of each group taken as one vector.
+
+    Args:
+        gradients: dense tensors.
+        groups: for each group, the indices of its gradients.
+    """
     if _on_torch():
         import torch
 
         norms = torch._foreach_norm(list(gradients), 2, dtype=torch.float32)
-        return torch.linalg.vector_norm(torch.stack(norms))
+        grouped = [torch.stack([norms[i] for i in group]) for group in groups]
+        return torch.stack([torch.linalg.vector_norm(group) for group in grouped])
     squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in gradients]
-    return ops.sqrt(ops.sum(ops.stack(squares)))
+    grouped = [ops.stack([squares[i] for i in group]) for group in groups]
+    return ops.sqrt(ops.stack([ops.sum(group) for group in grouped]))
+
+
+def global_norm(gradients):
+    """Return float32[]: the Euclidean norm of all gradients taken as one vector."""
+    return group_norms(gradients, [range(len(gradients))])[0]
 
 
 def clip_factor(norm, largest_norm: float):
@@ -73,19 +88,19 @@ def scaled(gradients, factor) -> list:
 
 def clip_by_global_norm(gradients, largest_norm: float) -> list:
     """Return the gradients, scaled (see `scaled`) to a global norm of at most `largest_norm`."""
-    gradients = [_dense(g) for g in gradients]
+    gradients = [dense(g) for g in gradients]
     return scaled(gradients, clip_factor(global_norm(gradients), largest_norm))
 
 
 def add_weighted(accumulators, gradients, weight) -> None:
-    """Add `weight * gradient` to each float32 accumulator variable; None adds nothing."""
+    """Add `weight * gradient` (dense) to each float32 accumulator variable; None adds nothing."""
     for accumulator, gradient in zip(accumulators, gradients, strict=True):
         if gradient is None:
             continue
         if _on_torch():
             accumulator.value.addcmul_(gradient.to(accumulator.value.dtype), weight)
         else:
-            accumulator.assign_add(ops.cast(_dense(gradient), "float32") * weight)
+            accumulator.assign_add(ops.cast(gradient, "float32") * weight)
 
 
 def set_to_zero(variables) -> None:
@@ -95,6 +110,18 @@ def set_to_zero(variables) -> None:
             variable.value.zero_()
         else:
             variable.assign(ops.zeros(variable.shape, dtype=variable.dtype))
+
+
+def move_towards(averages, variables, share) -> None:
+    """Move each float32 average by a share (float32[]) of its distance to its variable."""
+    if _on_torch():
+        import torch
+
+        weights = [v.value.detach().to(torch.float32) for v in variables]
+        torch._foreach_lerp_([a.value for a in averages], weights, float(share))
+        return
+    for average, variable in zip(averages, variables, strict=True):
+        average.assign_add((ops.cast(variable, "float32") - average) * share)
 
 
 def run_if(predicate, update, variables) -> None:

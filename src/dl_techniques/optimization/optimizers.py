@@ -2,8 +2,10 @@
 
 import keras
 
+from dl_techniques.optimization.adafactor import Adafactor
 from dl_techniques.optimization.adamw import AdamW
 from dl_techniques.optimization.config_checks import check_keys, number
+from dl_techniques.optimization.muon import Muon
 
 _CLIPPING = {
     "gradient_clipping_by_norm": "global_clipnorm",
@@ -13,18 +15,21 @@ _CLIPPING = {
 
 def _muon(**settings):
     # Muon's own decay spares nothing that it leaves to Adam: norms, biases and embeddings.
-    return keras.optimizers.Muon(
-        **{"weight_decay": 0.0, **settings}, adam_weight_decay=0.0, exclude_embeddings=True
-    )
+    return Muon(**{"weight_decay": 0.0, **settings}, adam_weight_decay=0.0)
+
+
+def _adam(**settings):
+    # Keras' Adam never moves a bfloat16 weight, and is slower on PyTorch.
+    return AdamW(**settings, weight_decay=0.0)
 
 
 _OPTIMIZERS = {
     "muon": (("momentum", "weight_decay", "adam_lr_ratio", *_CLIPPING), _muon),
     "adamw": (("beta_1", "beta_2", "epsilon", "weight_decay", *_CLIPPING), AdamW),
-    "adam": (("beta_1", "beta_2", "epsilon", *_CLIPPING), keras.optimizers.Adam),
+    "adam": (("beta_1", "beta_2", "epsilon", *_CLIPPING), _adam),
     "sgd": (("momentum", *_CLIPPING), keras.optimizers.SGD),
     "lion": (("beta_1", "beta_2", *_CLIPPING), keras.optimizers.Lion),
-    "adafactor": (("beta_2_decay", *_CLIPPING), keras.optimizers.Adafactor),
+    "adafactor": (("beta_2_decay", *_CLIPPING), Adafactor),
 }
 
 

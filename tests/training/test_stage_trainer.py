@@ -1,0 +1,158 @@
+"""StageTrainer: what moves, what is logged, and runs that go on exactly where they were stopped."""
+
+import json
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from tiny_models import logits
+from toy_runs import micro_nanovlm
+from toy_stages import ToyStream, align, text_batch, tune
+
+from dl_techniques.training.stage_trainer import StageTrainer
+from dl_techniques.training.stages import Stage
+
+
+def weights(model):
+    return {v.path: ops.convert_to_numpy(v.value).copy() for v in model.weights}
+
+
+def moved(before, after):
+    return {path for path in before if not np.array_equal(before[path], after[path])}
+
+
+def fresh_model():
+    """Return the same model, and the same random numbers to come, whenever it is called."""
+    keras.utils.set_random_seed(0)
+    return micro_nanovlm(dropout=0.2)
+
+
+def log_of(folder):
+    """Return the lines of the log without times."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was not stopped: its folder, and its weights at the beginning and the end."""
+    folder = tmp_path_factory.mktemp("whole")
+    model = fresh_model()
+    before = weights(model)
+    StageTrainer(model, [align(), tune()], folder).run()
+    return folder, before, weights(model)
+
+
+def test_a_stage_moves_what_it_trains_and_nothing_else(tmp_path):
+    model = micro_nanovlm()
+    first, text = weights(model), logits(model, text_batch())
+    StageTrainer(model, [align()], tmp_path / "a").run()
+    second = weights(model)
+    assert moved(first, second) == {p for p in first if "modality_projection/" in p}
+    np.testing.assert_array_equal(logits(model, text_batch()), text)
+    assert len(model.optimizer.variables) < 20  # None for what is frozen.
+    StageTrainer(model, [tune()], tmp_path / "b").run()
+    opened = ("modality_projection/", "language_decoder/block_0/")
+    assert moved(second, weights(model)) == {p for p in first if any(o in p for o in opened)}
+
+
+def test_the_log_has_every_step(whole):
+    folder, _, end = whole
+    rows = log_of(folder)
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert all(np.isfinite(row["train/loss"]) for row in rows)
+    assert set(rows[0]) >= {"learning_rate/modality_projection", "gradient_norm/all"}
+    assert len([key for key in rows[-1] if key.startswith("learning_rate/")]) == 2
+    assert list((folder / "tensorboard").glob("events*"))
+    last = keras.saving.load_model(folder / "tune" / "model.keras", compile=False)
+    for path, value in weights(last).items():
+        np.testing.assert_array_equal(value, end[path])
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(whole, tmp_path):
+    def stop(step, model):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt, match="Stopped after step 2;"):
+        StageTrainer(fresh_model(), [align(), tune()], tmp_path, on_step=stop).run()
+    model = micro_nanovlm(seed=3, dropout=0.2)  # Whatever it holds is replaced.
+    StageTrainer(model, [align(), tune()], tmp_path).run(resume=True)
+    assert log_of(tmp_path) == log_of(whole[0])
+    for path, value in weights(model).items():
+        np.testing.assert_array_equal(value, whole[2][path], path)
+
+
+def test_steps_after_the_last_checkpoint_are_taken_again(whole, tmp_path):
+    class Crash(Exception):
+        pass
+
+    def crash(step, model):
+        if step == 7:
+            raise Crash
+
+    stages = [align(), tune()]
+    with pytest.raises(Crash):
+        StageTrainer(fresh_model(), stages, tmp_path, checkpoint_every=3, on_step=crash).run()
+    assert len(log_of(tmp_path)) == 6
+    keras.utils.set_random_seed(9)
+    model = micro_nanovlm(dropout=0.2)
+    StageTrainer(model, stages, tmp_path, checkpoint_every=3).run(resume=True)
+    assert log_of(tmp_path) == log_of(whole[0])
+    for path, value in weights(model).items():
+        np.testing.assert_array_equal(value, whole[2][path], path)
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_named(tmp_path):
+    model, clean = micro_nanovlm(), micro_nanovlm()
+    seen = {}
+
+    def keep(step, model):
+        seen[step] = weights(model)
+
+    stage = align(steps=5, data=ToyStream(1, spoiled=[2]))
+    StageTrainer(model, [stage], tmp_path, on_step=keep).run()
+    assert not moved(seen[2], seen[3]) and moved(seen[3], seen[4])
+    assert all(np.isfinite(value).all() for value in seen[5].values())
+    (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 3, "loss": "nan", "samples": ["toy/2"]}
+    assert log_of(tmp_path)[2]["train/loss"] is None and log_of(tmp_path)[4]["skipped_steps"] == 1
+    spoiled = align(steps=9, data=ToyStream(1, spoiled=[3, 4, 5]))
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row.*up to step 6.*is step 4"):
+        StageTrainer(
+            clean, [spoiled], tmp_path / "b", checkpoint_every=2, keep_last=3, max_skipped=3
+        ).run()
+
+
+def test_what_cannot_be_run_is_refused(whole, tmp_path):
+    model = micro_nanovlm()
+    with pytest.raises(ValueError, match="Stages need names of their own"):
+        StageTrainer(model, [align(), align()], tmp_path)
+    with pytest.raises(ValueError, match="holds the checkpoints of a run"):
+        StageTrainer(model, [align()], whole[0]).run()
+    with pytest.raises(ValueError, match="has the stages"):
+        StageTrainer(model, [tune()], whole[0]).run(resume=True)
+    with pytest.raises(ValueError, match="no sound checkpoint"):
+        StageTrainer(model, [align()], tmp_path / "none").run(resume=True)
+    with pytest.raises(ValueError, match="The data ended before the stage"):
+        StageTrainer(model, [align(data=ToyStream(1, batches=2))], tmp_path / "short").run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "a b"}, "letters"),
+        ({"steps": 0}, "steps"),
+        ({"trainable": {}}, "trains nothing"),
+        ({"trainable": {"modality_projection": 0.0}}, "learning rate 0.0"),
+        ({"unfreeze_last_blocks": {"vision_encoder": 1}}, "no patterns of trainable"),
+        ({"schedule": {"type": "steps"}}, "needs a type"),
+        ({"schedule": {"type": "cosine", "alfa": 1}}, "needs a type"),
+    ],
+)
+def test_wrong_stages_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Stage(**{"name": "a", "steps": 1, "trainable": {"modality_projection": 1.0}, **changes})
