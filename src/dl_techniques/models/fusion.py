@@ -47,8 +47,10 @@ def placeholder_fusion(text: dict, vision, is_placeholder, bidirectional_images:
     """
     batch, images, tokens, width = ops.shape(vision)
     flat = ops.reshape(vision, (batch, images * tokens, width))
+    if vision.shape[1] is None:  # A compiled step may meet a batch without any: one row to take.
+        flat = ops.pad(flat, ((0, 0), (0, 1), (0, 0)))
     place = ops.cumsum(ops.cast(is_placeholder, "int32"), axis=1) - 1
-    index = ops.expand_dims(ops.clip(place, 0, images * tokens - 1), -1)
+    index = ops.expand_dims(ops.clip(place, 0, ops.shape(flat)[1] - 1), -1)
     spliced = ops.where(
         ops.expand_dims(is_placeholder, -1),
         ops.take_along_axis(flat, index, axis=1),
