@@ -114,7 +114,7 @@ def test_equals_the_loss_of_all_logits(tied, smoothing):
     assert np.abs(got[2]).min() > 0
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 10, 21, 1000])
+@pytest.mark.parametrize("chunk_size", [1, 21, 1000])
 def test_any_chunk_size_gives_the_same(chunk_size):
     batch = Batch()
     expected = value_and_gradients(batch.plain(), batch.hidden, batch.head)

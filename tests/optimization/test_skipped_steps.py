@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from only_on import only_on
 from part_models import apply, full, model_with, state, values
 
 from dl_techniques.optimization import AdamW, ComponentOptimizer, learning_rate_schedule_builder
@@ -178,7 +179,7 @@ def compiled_step(optimizer, variables):
     return run
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="JAX alone tells the memory of a compiled step")
+@only_on("jax")
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_a_compiled_step_has_no_copy_of_the_weights(accumulation_steps):
     import jax

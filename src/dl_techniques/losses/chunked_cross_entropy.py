@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from dl_techniques.losses.shapes import sizes_differ
+
 # Of a chunk: its logits; their gradient carried on to the hidden states, and to the head.
 _TIED = ("gtd,vd->gtv", "gtv,vd->gtd", "gtv,gtd->gvd")
 _UNTIED = ("gtd,dv->gtv", "gtv,dv->gtd", "gtv,gtd->gdv")
@@ -232,7 +234,7 @@ def _check_shapes(hidden, targets, weights, head, transpose_head):
             f"{list(hidden.shape)} and {list(head.shape)}."
         )
     for name, x in (("targets", targets), ("weights", weights)):
-        if len(x.shape) != 2 or _differ(x.shape, hidden.shape[:2]):
+        if sizes_differ(x.shape, hidden.shape[:2]):
             raise ValueError(
                 f"{name} must have shape {list(hidden.shape[:2])}, [B, L] of hidden, got "
                 f"{list(x.shape)}."
@@ -246,11 +248,6 @@ def _check_shapes(hidden, targets, weights, head, transpose_head):
             f"{width}, hidden has {hidden.shape[2]}. A tied head is [V, D] and needs "
             "transpose_head=True, an untied one is [D, V]."
         )
-
-
-def _differ(shape, other):
-    """Return whether any two sizes differ; on TensorFlow sizes may be unknown (None)."""
-    return any(a != b for a, b in zip(shape, other, strict=True) if a is not None and b is not None)
 
 
 def _check_numbers(num_rows, chunk_size, label_smoothing, shards):

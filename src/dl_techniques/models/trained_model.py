@@ -14,10 +14,11 @@ from dl_techniques.losses.nanovlm_loss import (
     token_weights,
 )
 from dl_techniques.models.batch_checks import checked_data
+from dl_techniques.models.mirrored_steps import MirroredSteps
 from dl_techniques.optimization.component_optimizer import token_weight
 
 
-class TrainedModel(keras.Model):
+class TrainedModel(MirroredSteps):
     """A model with a `language_decoder` and `batch_checks`, whose `call` obeys `gives_states`.
 
     Batches count by their learned tokens where they are accumulated. With a `NanoVLMLoss` that has
