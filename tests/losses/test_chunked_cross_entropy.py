@@ -6,10 +6,11 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from tiny_models import numpy
 
 from dl_techniques.losses import NanoVLMLoss, NextTokenAccuracy
 from dl_techniques.losses import chunked_cross_entropy as module
-from dl_techniques.losses.nanovlm_loss import next_token_targets, token_weights
+from dl_techniques.losses.nanovlm_loss import next_token_targets, token_losses, token_weights
 
 chunked_cross_entropy = module.chunked_cross_entropy
 IGNORE = -100
@@ -50,7 +51,7 @@ class Batch:
         def loss(hidden, head):
             targets = next_token_targets(self.labels)
             weights = token_weights(targets, self.labels.shape, sample_weight)
-            total, _ = chunked_cross_entropy(
+            total, *_ = chunked_cross_entropy(
                 hidden, targets, weights, head, chunk_size, smoothing, self.tied, shards
             )
             return ops.divide_no_nan(total, ops.sum(weights))
@@ -185,10 +186,40 @@ def test_right_predictions_are_those_of_the_metric():
     accuracy.update_state(batch.labels, batch.logits(batch.hidden, batch.head), weight)
     targets = next_token_targets(batch.labels)
     weights = token_weights(targets, batch.labels.shape, weight)
-    _, right = chunked_cross_entropy(batch.hidden, targets, weights, batch.head, 4)
-    assert keras.backend.standardize_dtype(right.dtype) == "float32"
-    assert float(right) == pytest.approx(float(accuracy.correct), rel=1e-6)
-    assert 0 < float(right) < float(ops.sum(weights))
+    _, _, hits = chunked_cross_entropy(batch.hidden, targets, weights, batch.head, 4)
+    assert keras.backend.standardize_dtype(hits.dtype) == "float32"
+    right = float(ops.sum(hits * weights))
+    assert right == pytest.approx(float(accuracy.correct), rel=1e-6)
+    assert 0 < right < float(ops.sum(weights))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_tells_the_loss_of_each_token(shards):
+    batch = Batch()
+    targets = next_token_targets(batch.labels)
+    weights = token_weights(targets, batch.labels.shape, np.array([3.0, 0.0, 0.5], "float32"))
+    total, losses, _ = chunked_cross_entropy(
+        batch.hidden, targets, weights, batch.head, 4, 0.1, shards=shards
+    )
+    expected = numpy(token_losses(batch.logits(batch.hidden, batch.head), targets, 0.1))
+    expected = np.where(numpy(weights) == 0, 0.0, expected)
+    np.testing.assert_allclose(numpy(losses), expected, rtol=1e-5)
+    assert float(total) == pytest.approx((expected * numpy(weights)).sum(), rel=1e-6)
+
+
+def test_what_is_told_has_no_gradient():
+    batch = Batch()
+    targets = next_token_targets(batch.labels)
+    weights = token_weights(targets, batch.labels.shape)
+
+    def loss(hidden, head, told=1.0):
+        total, losses, hits = chunked_cross_entropy(hidden, targets, weights, head, 4)
+        return total + told * ops.sum(losses**2 + 5.0 * hits)
+
+    expected = value_and_gradients(lambda *x: loss(*x, told=0.0), batch.hidden, batch.head)
+    got = value_and_gradients(loss, batch.hidden, batch.head)
+    assert got[0] > expected[0] + 1
+    assert_same((expected[0], *got[1:]), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -211,7 +242,7 @@ def test_tiny_weights_keep_their_gradient_in_float16():
     weights = token_weights(targets, batch.labels.shape)
 
     def loss(hidden, head, unit):
-        total, _ = chunked_cross_entropy(hidden, targets, weights * unit, head, 4)
+        total, *_ = chunked_cross_entropy(hidden, targets, weights * unit, head, 4)
         return total * (64.0 / unit)
 
     expected = value_and_gradients(lambda *x: loss(*x, unit=1.0), hidden, batch.head)
@@ -225,7 +256,7 @@ def test_float32_sums_of_half_precision_states():
     hidden = rng.normal(size=(8, 1000, 7)).astype("float16") * 8
     targets = rng.integers(0, 7, (8, 1000)).astype("int32")
     weights = np.ones((8, 1000), "float32")
-    total, _ = chunked_cross_entropy(hidden, targets, weights, np.eye(7, dtype="float32"), 512)
+    total, *_ = chunked_cross_entropy(hidden, targets, weights, np.eye(7, dtype="float32"), 512)
     x = hidden.astype("float64")
     losses = np.log(np.exp(x).sum(-1)) - np.take_along_axis(x, targets[..., None], -1)[..., 0]
     assert losses.sum() > 65_504

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from dl_techniques.losses import EmptyBatches, NextTokenAccuracy, SupervisedTokens
+from dl_techniques.losses import EmptyBatches, NamedMeans, NextTokenAccuracy, SupervisedTokens
 
 IGNORE = -100
 
@@ -58,3 +58,16 @@ def test_config_round_trip(metric):
     again = keras.metrics.deserialize(keras.metrics.serialize(metric(ignore_index=0, name="m")))
     assert type(again) is metric
     assert (again.ignore_index, again.name) == (0, "m")
+
+
+def test_named_means():
+    means = NamedMeans(["vqa", "text", "none"], prefix="source/")
+    means.update_state(np.array([6.0, 0.0, 0.0], "float32"), np.array([2.0, 0.0, 0.0], "float32"))
+    means.update_state(np.array([0.0, 5.0, 0.0], "float32"), np.array([1.0, 4.0, 0.0], "float32"))
+    results = {name: float(mean) for name, mean in means.result().items()}
+    assert np.isnan(results.pop("source/none"))
+    assert results == {"source/vqa": 2.0, "source/text": 1.25}
+    means.reset_state()
+    assert all(np.isnan(float(mean)) for mean in means.result().values())
+    again = keras.metrics.deserialize(keras.metrics.serialize(means))
+    assert (again.names, again.prefix) == (("vqa", "text", "none"), "source/")

@@ -20,12 +20,12 @@ def chunked_cross_entropy(
     transpose_head: bool = True,
     shards: int = 1,
 ):
-    """Return the sums behind `NanoVLMLoss` and `NextTokenAccuracy`, one chunk of tokens at a time.
+    """Return what `NanoVLMLoss` and `NextTokenAccuracy` sum up, one chunk of tokens at a time.
 
-    Divided by the sum of the weights they are the loss and the accuracy. Only the logits of one
-    chunk, float[chunk_size, V], exist at a time: the gradients of `hidden` and `head` are taken
-    from them at once, and the backward pass only scales them. Tokens of weight 0 have neither loss
-    nor gradient; they are moved behind the others, and chunks that hold nothing else are left out.
+    The first result divided by the sum of the weights is the loss. Only the logits of one chunk,
+    float[chunk_size, V], exist at a time: the gradients of `hidden` and `head` are taken from them
+    at once, and the backward pass only scales them. Tokens of weight 0 have neither loss nor
+    gradient; they are moved behind the others, and chunks that hold nothing else are left out.
 
     Products run in the dtype of `hidden`, cross-entropy and sums in float32. A target outside
     [0, V) makes the loss NaN and has no gradient, as in `NanoVLMLoss`. No gradient flows to the
@@ -46,8 +46,9 @@ def chunked_cross_entropy(
         shards: number of devices that share the B rows evenly.
 
     Returns:
-        (float32[], float32[]): the weighted sum of the losses, and the sum of the weights of those
-        tokens whose largest logit is the target's.
+        float32[], the weighted sum of the losses; then, without gradient and 0 where the weight is
+        0, the loss of each token, float32[B, L], and 1 where the largest logit is the target's,
+        float32[B, L].
 
     Raises:
         ValueError: shapes that do not fit together, or numbers out of range.
@@ -61,15 +62,17 @@ def chunked_cross_entropy(
 
     def with_gradient(hidden, targets, weights, head):
         # Weights of any size leave the gradients within the range of half precision.
-        unit = ops.max(ops.abs(weights))
-        rows = hidden, targets, ops.divide_no_nan(weights, unit)
-        sums, d_hidden, d_head = _sums(
+        shares = ops.divide_no_nan(weights, ops.max(ops.abs(weights)))
+        rows = hidden, targets, shares
+        told, d_hidden, d_head = _told(
             rows, head, products, chunk_size, label_smoothing, shards, wanted
         )
 
         def gradient(*args, upstream=None):
-            # PyTorch passes the arguments, and the gradient by its name.
-            factor = (args[0] if upstream is None else upstream)[0] * unit
+            # PyTorch passes the arguments, and the gradient by its name. Below, the losses are
+            # multiplied by the weights and summed up, so theirs is the weights times a number.
+            of_losses = (args[0] if upstream is None else upstream)[0]
+            factor = ops.divide_no_nan(ops.sum(of_losses * shares), ops.sum(ops.square(shares)))
             return (
                 _scaled(d_hidden, factor, hidden.dtype) if wanted[0] else None,
                 None,
@@ -77,25 +80,26 @@ def chunked_cross_entropy(
                 _scaled(d_head, factor, head.dtype) if wanted[1] else None,
             )
 
-        return sums * unit, gradient
+        return told, gradient
 
     # One array: Keras' custom gradients have a single result on PyTorch.
-    sums = ops.custom_gradient(with_gradient)(*arrays)
-    return sums[0], sums[1]
+    losses, hits = ops.unstack(ops.custom_gradient(with_gradient)(*arrays), 2)
+    return ops.sum(losses * ops.stop_gradient(arrays[2])), ops.stop_gradient(losses), hits
 
 
-def _sums(rows, head, products, chunk_size, smoothing, shards, wanted):
-    """Return float32[2], and the gradients of its first number by `hidden` and by `head`."""
+def _told(rows, head, products, chunk_size, smoothing, shards, wanted):
+    """Return float32[2, B, L], losses and hits; the gradients of the weighted sum of the losses."""
     shape = ops.shape(rows[0])
     (hidden, targets, weights), places, size, steps = _supervised_first(rows, chunk_size, shards)
     kernel = ops.cast(head, hidden.dtype)
 
     def add_chunk(i, so_far):
-        loss, right, d_hidden, d_head = so_far
+        told, d_hidden, d_head = so_far
         states, ids, shares = (_chunk(x, i * size, size) for x in (hidden, targets, weights))
         losses, hits, *softmax = _losses(ops.einsum(products[0], states, kernel), ids, smoothing)
-        loss = loss + ops.sum(ops.where(ops.equal(shares, 0.0), 0.0, losses * shares))
-        right = right + ops.sum(ops.cast(hits, "float32") * shares)
+        update = ops.stack([losses, ops.cast(hits, "float32")], axis=-1)
+        update = ops.where(ops.equal(shares, 0.0)[..., None], 0.0, update)
+        told = ops.slice_update(told, (0, i * size, 0), update)
         if any(wanted):
             d_logits = ops.cast(_logit_gradient(*softmax, ids, shares, smoothing), hidden.dtype)
         if wanted[0]:
@@ -103,17 +107,19 @@ def _sums(rows, head, products, chunk_size, smoothing, shards, wanted):
             d_hidden = ops.slice_update(d_hidden, (0, i * size, 0), update)
         if wanted[1]:
             d_head = _add(d_head, ops.einsum(products[2], d_logits, states))
-        return loss, right, d_hidden, d_head
+        return told, d_hidden, d_head
 
     zero = ops.zeros((), "float32")
+    told = ops.stack([ops.zeros_like(weights)] * 2, axis=-1)
     d_hidden = ops.zeros_like(hidden) if wanted[0] else zero
     d_head = ops.zeros((shards, *head.shape), "float32") if wanted[1] else zero
-    loss, right, d_hidden, d_head = _loop(steps, add_chunk, (zero, zero, d_hidden, d_head))
+    told, d_hidden, d_head = _loop(steps, add_chunk, (told, d_hidden, d_head))
+    told = ops.reshape(_take(told, places), (*shape[:2], 2))
     if wanted[0]:
         d_hidden = ops.reshape(_take(d_hidden, places), shape)
     if wanted[1]:
         d_head = d_head[0] if shards == 1 else ops.sum(d_head, axis=0)
-    return ops.stack([loss, right]), d_hidden, d_head
+    return ops.transpose(told, (2, 0, 1)), d_hidden, d_head
 
 
 def _supervised_first(rows, chunk_size, shards):

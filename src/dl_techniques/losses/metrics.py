@@ -1,5 +1,7 @@
 """Metrics of next-token training, with the shift and the ignored labels of `NanoVLMLoss`."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -96,3 +98,51 @@ class EmptyBatches(SupervisedTokens):
         """Add a batch of labels int[B, S]; logits and weights do not matter."""
         tokens = supervised_token_count(y_true, self.ignore_index)
         self.count.assign_add(ops.cast(ops.equal(tokens, 0.0), "int32"))
+
+
+@keras.saving.register_keras_serializable(package="dl_techniques")
+class NamedMeans(keras.metrics.Metric):
+    """Weighted means of several things since the reset, each under its own name in the results.
+
+    Args:
+        names: what the means are called.
+        prefix: stands before each name.
+        name: name of the metric.
+    """
+
+    def __init__(self, names: Sequence[str], prefix: str = "", name: str = "named_means"):
+        super().__init__(name=name)
+        self.names = tuple(names)
+        self.prefix = prefix
+        shape = (len(self.names),)
+        self.sums = self.add_variable(shape, "zeros", dtype="float32", name="sums")
+        self.weights = self.add_variable(shape, "zeros", dtype="float32", name="weights")
+
+    def update_state(self, sums, weights):
+        """Add float32[len(names)]: weighted sums, and the sums of the weights."""
+        self.sums.assign_add(sums)
+        self.weights.assign_add(weights)
+
+    def add(self, **means):
+        """Add (weighted sum float32[], sum of weights float32[]) of some of the names.
+
+        Raises:
+            KeyError: an unknown name.
+        """
+        unknown = set(means) - set(self.names)
+        if unknown:
+            raise KeyError(f"{sorted(unknown)} are not among {list(self.names)}.")
+        zero = ops.zeros((), "float32")
+        pairs = [means.get(name, (zero, zero)) for name in self.names]
+        self.update_state(*(ops.stack(column) for column in zip(*pairs, strict=True)))
+
+    def result(self) -> dict:
+        """Return name -> float32[]; NaN of what nothing was seen of."""
+        sums, weights = ops.convert_to_tensor(self.sums), ops.convert_to_tensor(self.weights)
+        seen = ops.not_equal(weights, 0.0)
+        means = ops.where(seen, sums / ops.where(seen, weights, 1.0), float("nan"))
+        return {self.prefix + name: means[i] for i, name in enumerate(self.names)}
+
+    def get_config(self) -> dict:
+        """Return the constructor arguments."""
+        return {"names": self.names, "prefix": self.prefix, "name": self.name}

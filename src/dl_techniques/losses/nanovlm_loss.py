@@ -4,6 +4,18 @@ import keras
 from keras import ops
 
 
+def at_predictors(values, num_positions=None, fill=0):
+    """Return [B, L] of [B, S]: what belongs to text position t + 1, at the logits that predict it.
+
+    Args:
+        values: any number of each text position.
+        num_positions: L, the number of logit positions, the additional ones leading; default S.
+        fill: what the positions get that predict no text.
+    """
+    prefix = 0 if num_positions is None else num_positions - ops.shape(values)[1]
+    return ops.pad(values[:, 1:], [[0, 0], [prefix, 1]], constant_values=fill)
+
+
 def next_token_targets(labels, num_positions=None, ignore_index: int = -100):
     """Return int32[B, L]: the id that each of the L logit positions has to predict.
 
@@ -32,9 +44,7 @@ def next_token_targets(labels, num_positions=None, ignore_index: int = -100):
             f"logits have {num_positions} positions but labels have {length}. Logits need one "
             "position per label; additional ones may only lead (prepended images)."
         )
-    return ops.pad(
-        ops.cast(labels, "int32")[:, 1:], [[0, 0], [prefix, 1]], constant_values=ignore_index
-    )
+    return at_predictors(ops.cast(labels, "int32"), num_positions, ignore_index)
 
 
 def supervised_token_count(labels, ignore_index: int = -100):
@@ -77,8 +87,7 @@ def token_weights(targets, labels_shape, sample_weight=None, ignore_index: int =
             f"sample_weight must have shape [B] or [B, S] like labels {list(labels_shape)}, "
             f"got {list(weight.shape)}."
         )
-    prefix = ops.shape(targets)[1] - ops.shape(weight)[1]
-    return mask * ops.pad(weight[:, 1:], [[0, 0], [prefix, 1]], constant_values=0.0)
+    return mask * at_predictors(weight, ops.shape(targets)[1], 0.0)
 
 
 def _picked(logits, ids):
@@ -86,6 +95,20 @@ def _picked(logits, ids):
     # [B, L, V], would take longer than all the rest of a small step on a CPU.
     chosen = ops.equal(ops.arange(logits.shape[-1]), ops.expand_dims(ids, -1))
     return ops.sum(ops.where(chosen, logits, 0.0), axis=-1)
+
+
+def token_losses(logits, targets, label_smoothing: float = 0.0, ignore_index: int = -100):
+    """Return float32[B, L]: the cross-entropy of each target, 0 where nothing is learned.
+
+    Args:
+        logits: float[B, L, V].
+        targets: int32[B, L] of `next_token_targets`.
+        label_smoothing: as of `NanoVLMLoss`.
+        ignore_index: label that asks for nothing.
+    """
+    # Where, not a product: what is not learned has no cross-entropy (NaN), not a small one.
+    learned = ops.not_equal(targets, ignore_index)
+    return ops.where(learned, _cross_entropy(logits, targets, label_smoothing), 0.0)
 
 
 def _cross_entropy(logits, targets, label_smoothing):
@@ -158,12 +181,7 @@ class NanoVLMLoss(keras.losses.Loss):
             raise ValueError(f"logits must be float[B, L, V], got shape {list(logits.shape)}.")
         targets = next_token_targets(labels, ops.shape(logits)[1], self.ignore_index)
         weights = token_weights(targets, labels.shape, sample_weight, self.ignore_index)
-        # Where, not a product: what is not learned has no cross-entropy (NaN), not a small one.
-        losses = ops.where(
-            ops.equal(targets, self.ignore_index),
-            0.0,
-            _cross_entropy(logits, targets, self.label_smoothing),
-        )
+        losses = token_losses(logits, targets, self.label_smoothing, self.ignore_index)
         return ops.divide_no_nan(ops.sum(losses * weights), ops.sum(weights))
 
     def call(self, y_true, y_pred):

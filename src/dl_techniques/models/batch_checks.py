@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 _FLOATS = ("images", "vision_embeds")
-_LIKE_TOKENS = ("attention_mask", "segment_ids", "positions", "turn_ids")
+_LIKE_TOKENS = ("attention_mask", "segment_ids", "positions", "turn_ids", "source_ids")
 
 
 class BatchChecks:
@@ -17,6 +17,10 @@ class BatchChecks:
         image_token_id: The placeholder; None for prefix fusion.
         count_image_tokens: (height, width in pixels) -> placeholders per image.
         ignore_index: The one label allowed outside the vocabulary.
+
+    Attributes:
+        one_document: Whether rows with labels may hold one document only, not packed ones.
+        num_sources: The largest id in `source_ids`; None: any.
     """
 
     def __init__(self, vocab_size, image_token_id, count_image_tokens, ignore_index=-100):
@@ -24,6 +28,8 @@ class BatchChecks:
         self.image_token_id = image_token_id
         self.count_image_tokens = count_image_tokens
         self.ignore_index = ignore_index
+        self.one_document = False
+        self.num_sources = None
 
     def check(self, inputs, labels=None) -> None:
         """Raise ValueError that names the first bad row, what was found and what was expected."""
@@ -45,6 +51,9 @@ class BatchChecks:
                 )
             self._check_range("labels", labels, labels != self.ignore_index)
         self._check_keys(tokens, inputs)
+        self._check_sources(inputs)
+        if labels is not None and self.one_document:
+            _check_one_document(inputs)
         slots, tokens_per_image = self._room_for_images(tokens, inputs)
         counts = np.full(len(tokens), slots)
         if inputs.get("num_images") is not None:
@@ -91,6 +100,18 @@ class BatchChecks:
                     f"{name} {np.shape(value)} must have the shape of text_tokens {tokens.shape}."
                 )
 
+    def _check_sources(self, inputs):
+        if self.num_sources is None or inputs.get("source_ids") is None:
+            return
+        ids = np.asarray(inputs["source_ids"])
+        bad = (ids < 0) | (ids > self.num_sources)
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            raise ValueError(
+                f"source_ids[{row}, {column}] = {ids[row, column]} must lie in [0, "
+                f"{self.num_sources}]: 0 for none, k for the k-th of the model's source_names."
+            )
+
     def _room_for_images(self, tokens, inputs):
         """Return (images per row, tokens per image)."""
         images, embeds = inputs.get("images"), inputs.get("vision_embeds")
@@ -123,6 +144,18 @@ class BatchChecks:
                 f"Row {row} has {found[row]} placeholders (id {self.image_token_id}), expected "
                 f"{expected[row]} = {counts[row]} images x {tokens_per_image} tokens. Give "
                 "num_images where rows hold fewer images than the images array has room for."
+            )
+
+
+def _check_one_document(inputs):
+    segments = inputs.get("segment_ids")
+    for row, ids in enumerate([] if segments is None else np.asarray(segments)):
+        documents = len(set(ids.tolist()) - {0})
+        if documents > 1:
+            raise ValueError(
+                f"Row {row} holds {documents} packed documents (segment_ids), of which a contrast "
+                "cannot tell whose images are whose: train it on unpacked rows, or set "
+                "lambda_contrast=0."
             )
 
 

@@ -10,19 +10,20 @@ and TensorFlow writes what it assigns to every replica.
 import keras
 from keras import ops
 
-from dl_techniques.losses.nanovlm_loss import NanoVLMLoss, next_token_targets, token_weights
+from dl_techniques.losses.nanovlm_loss import NanoVLMLoss
 
 
 class MirroredSteps(keras.Model):
     """A model whose steps are right if it was created under a `MirroredStrategy`.
 
-    Model, optimizer, metrics and `compile` belong inside `strategy.scope()`, the training outside.
+    A subclass has an `objective`, `step_tokens` and `loss_of_tokens` (see `TrainedModel`). Model,
+    optimizer, metrics and `compile` belong inside `strategy.scope()`, the training outside.
     Every batch is split by rows over the replicas.
 
     Raises:
         ValueError: when a step is compiled inside the scope, with an optimizer from outside of it,
             or with a loss that cannot be divided: any but `NanoVLMLoss`, whose batches weigh what
-            their tokens weigh. (A contrastive loss would not see the other replicas' rows.)
+            their tokens weigh. (A contrast would not see the other replicas' rows.)
     """
 
     @property
@@ -68,15 +69,16 @@ class MirroredSteps(keras.Model):
 
         strategy, count = self.mirrored_strategy, self.mirrored_strategy.num_replicas_in_sync
         batch = keras.utils.unpack_x_y_sample_weight(data)
-        total = _weight(self.loss, *batch[1:])
 
         def on_replica():
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-            x, y, weights = _part(batch, replica, count, self.loss.ignore_index)
-            share = ops.divide_no_nan(_weight(self.loss, y, weights), total)
+            places, real = _places(ops.shape(batch[1])[0], replica, count)
+            x, y, weights = _part(batch, places, real, self.loss.ignore_index)
             with tf.GradientTape() as tape:
                 y_pred = self(x, training=training)
-                loss = share * self._compute_loss(x, y, y_pred, weights, training)
+                # Of the whole batch, as what the losses are divided by is counted there.
+                tokens = self.step_tokens(*batch, length=ops.shape(y_pred)[1])
+                loss = self.loss_of_tokens(y_pred, tokens.rows(places, real))
                 scaled = self.optimizer.scale_loss(loss) if training else loss
             # The mean over replicas of what they report is the sum of their shares.
             weight = ops.cast(ops.shape(batch[1])[0], "float32") / count
@@ -108,6 +110,12 @@ class MirroredSteps(keras.Model):
                 "Several replicas can share NanoVLMLoss alone, by its tokens, without losses "
                 f"from layers; got {self.loss!r} and {len(self.losses)} losses of layers."
             )
+        if self.objective is not None and self.objective.learns_contrast:
+            raise ValueError(
+                "Several replicas cannot share a contrast: each would see its own rows only as "
+                "negatives. Set lambda_contrast=0, or distribute on JAX, whose arrays hold the "
+                "whole batch."
+            )
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         for part in (self.optimizer, optimizer, *getattr(optimizer, "optimizers", ())):
             if part is not None and part._distribution_strategy is not self.mirrored_strategy:
@@ -117,25 +125,20 @@ class MirroredSteps(keras.Model):
                 )
 
 
-def _weight(loss, labels, sample_weight):
-    """Return float32[]: what the loss of these labels is divided by."""
-    targets = next_token_targets(labels, ignore_index=loss.ignore_index)
-    return ops.sum(token_weights(targets, labels.shape, sample_weight, loss.ignore_index))
-
-
-def _part(batch, replica, count, ignore_index):
-    """Return a replica's rows; the last ones get rows without labels, so that all have as many."""
-    import tensorflow as tf
-
-    rows = ops.shape(batch[1])[0]
+def _places(rows, replica, count):
+    """Return int32[R], a replica's rows, and which are real: all replicas get as many."""
     size = (rows + count - 1) // count
     places = replica * size + ops.arange(size, dtype="int32")
+    return ops.minimum(places, rows - 1), places < rows
+
+
+def _part(batch, places, real, ignore_index):
+    """Return the rows int32[R] of a batch, without labels where they are not real."""
+    import tensorflow as tf
+
     # On the host, so that a device is sent its own rows only.
     with tf.device("CPU:0"):
         x, labels, weights = keras.tree.map_structure(
-            lambda array: (
-                None if array is None else tf.gather(array, ops.minimum(places, rows - 1))
-            ),
-            batch,
+            lambda array: None if array is None else tf.gather(array, places), batch
         )
-        return x, ops.where(ops.expand_dims(places < rows, 1), labels, ignore_index), weights
+        return x, ops.where(ops.expand_dims(real, 1), labels, ignore_index), weights

@@ -10,6 +10,7 @@ from dl_techniques.generation.scoring import score
 from dl_techniques.layers.modality_projection import ModalityProjection
 from dl_techniques.layers.vision_transformer_siglip import SigLIPVisionTransformer
 from dl_techniques.models.batch_checks import BatchChecks
+from dl_techniques.models.contrast import outputs_with_contrast
 from dl_techniques.models.fusion import (
     as_image_sequence,
     misplaced,
@@ -43,6 +44,8 @@ class VisionLanguageModel(TrainedModel):
         segment_ids, positions: int32[B, S], for packed rows (placeholder fusion only).
         turn_ids: int32[B, S], k > 0 for tokens that only turn k sees: several questions about one
             image, each answered as if it were alone (`VQADataProcessor.create_dataset`).
+        source_ids: int32[B, S], k for tokens of the k-th of `source_names`, else 0; a training step
+            tells their losses apart, the logits do not depend on them.
 
     Attributes:
         processor: Turns texts and messages into arrays and back (`VQADataProcessor`), or None.
@@ -186,6 +189,12 @@ class VisionLanguageModel(TrainedModel):
         if not isinstance(inputs, dict):
             inputs = {"text_tokens": inputs}
         self.batch_checks.check_if_concrete(inputs)
+        if self.gives_contrast:
+            return outputs_with_contrast(self, inputs, training)
+        return self.decode(inputs, training)
+
+    def decode(self, inputs, training=None):
+        """Return the logits of inputs; in a step with a chunked loss, the states before them."""
         return self.language_decoder(
             **self.embed(inputs, training), return_hidden=self.gives_states, training=training
         )
