@@ -18,7 +18,7 @@ from dl_techniques.training.flops import model_flops
 from dl_techniques.training.plan import plan_training
 from dl_techniques.training.skeletons import make_skeleton
 
-BYTES = {"float32": 4, "int32": 4, "bfloat16": 2, "bool": 1}
+BYTES = {"float32": 4, "int64": 8, "int32": 4, "bfloat16": 2, "bool": 1}
 PARTS = ["vision_encoder", "language_decoder", "modality_projection"]
 CASES = {
     "adamw": {},

@@ -219,14 +219,14 @@ def _optimizer_variables(skeleton, optimizer, ema_decay, trainable, accumulation
     config = {"type": optimizer} if isinstance(optimizer, str) else dict(optimizer)
     patterns = trainable or [name for name in PARTS if getattr(skeleton, name) is not None]
     components = {pattern: optimizer_builder(config, 1e-4) for pattern in patterns}
-    built = ComponentOptimizer(components, 1.0, accumulation_steps, ema_decay)
-    for each in (built, *components.values()):
+    outer = built = ComponentOptimizer(components, 1.0, accumulation_steps, ema_decay)
+    if precision == "mixed_float16":
+        outer = keras.optimizers.LossScaleOptimizer(built)
+    for each in (outer, built, *components.values()):
         # On TensorFlow Keras knows a variable by its value, and would make that for it.
         each._var_key = id
-    if precision == "mixed_float16":
-        built = keras.optimizers.LossScaleOptimizer(built)
-    without_values(lambda: built.build(skeleton.trainable_variables))
-    return built.variables
+    without_values(lambda: outer.build(skeleton.trainable_variables))
+    return outer.variables
 
 
 def _numerics(precision, device, flash_attention, chunk_size, model_parallel):

@@ -4,7 +4,6 @@ import math
 
 import keras
 
-from dl_techniques.optimization.moments import REDUCED
 from dl_techniques.training.distribution import LAYOUTS
 
 
@@ -98,7 +97,8 @@ class PlannedLayout:
 def size_in_bytes(variable) -> int:
     """Return the bytes of a variable's values, also of one that has none yet."""
     dtype = keras.backend.standardize_dtype(variable.dtype)
-    item = 2 if dtype in REDUCED else 1 if dtype in ("int8", "uint8", "bool") else 4
+    bits = int("".join(filter(str.isdigit, dtype)) or 8)  # A bool takes a byte.
+    item = bits // 8
     return item * math.prod(variable.shape)
 
 
