@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 # Trains on generated pictures, asks about pictures it has never seen, then answers one question.
 demo: $(VENV)/.demo
-	KERAS_BACKEND=jax $(BIN)/python train/train_nanovlm.py --recipe demo
+	KERAS_BACKEND=jax $(BIN)/python train/train_nanovlm.py --recipe demo --restart
 	KERAS_BACKEND=jax $(BIN)/dl-techniques generate runs/demo runs/demo/pictures/00.png "How many objects are there?"
 
 # Lint, then the whole suite once per backend, each in its own process.

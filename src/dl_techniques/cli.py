@@ -351,7 +351,10 @@ def _refuse(flags: dict, reason: str):
 
 
 def train_command(arguments: list[str], get_config) -> None:
-    """Train with flags: `--recipe NAME`, `--resume`, and `--KEY VALUE` for any setting.
+    """Train with flags, among them `--KEY VALUE` for any setting.
+
+    `--recipe NAME` or `--config FILE` (the `config.json` of a run) gives the settings; `--resume`
+    goes on where the run in `--output_dir` stopped; `--restart` begins anew there.
 
     Args:
         arguments: The command line; `--KEY=VALUE` will do too. Values are JSON where they read as
@@ -361,35 +364,33 @@ def train_command(arguments: list[str], get_config) -> None:
     Raises:
         ValueError: for a wrong flag or setting.
     """
+    from dl_techniques.checkpoints.json_files import read_json
     from dl_techniques.training.run import run_training
 
-    recipe, resume, changes = _read_flags(arguments)
-    config = get_config(recipe)
+    switches, changes = _read_flags(arguments)
+    file, recipe = changes.pop("config", None), changes.pop("recipe", "default")
+    config = get_config(recipe) if file is None else read_json(file)
     wrong = sorted(set(changes) - set(config))
     if wrong:
         raise ValueError(f"Unknown settings {wrong}; there are: {', '.join(config)}.")
     for key, text in changes.items():
         config[key] = text if isinstance(config[key], str) else _json_or_text(text)
-    run_training(config, resume)
+    run_training(config, **switches)
 
 
 def _read_flags(arguments):
-    """Return recipe, resume and the texts of the other flags."""
-    recipe, resume, changes, rest = "default", False, {}, list(arguments)
+    """Return the switches that are on, and the texts of the other flags."""
+    switches, changes, rest = {}, {}, list(arguments)
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
-        if flag == "--resume" and not equals:
-            resume = True
+        if flag in ("--resume", "--restart") and not equals:
+            switches[flag.removeprefix("--")] = True
             continue
         if not flag.startswith("--") or not (equals or rest):
             raise ValueError(f"Expected --KEY VALUE, got {flag!r}.")
         key = flag.removeprefix("--").replace("-", "_")
-        value = value if equals else rest.pop(0)
-        if key == "recipe":
-            recipe = value
-        else:
-            changes[key] = value
-    return recipe, resume, changes
+        changes[key] = value if equals else rest.pop(0)
+    return switches, changes
 
 
 def _json_or_text(text):

@@ -6,6 +6,7 @@ What needs more than one device runs in processes of its own: see `distribution_
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,11 +23,11 @@ WORKER = pathlib.Path(__file__).with_name("distribution_worker.py")
 LAYOUTS = ("data", "fsdp", "tensor", "fsdp+tensor")
 
 
-def start(task, folder, *numbers, devices=1):
+def start(*arguments, devices=1, worker=WORKER):
     # Little optimisation: each of these programs runs a few times only.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return subprocess.Popen(
-        [sys.executable, WORKER, task, folder, *map(str, numbers)],
+        [sys.executable, worker, *map(str, arguments)],
         env={**os.environ, "XLA_FLAGS": flags},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -45,6 +46,12 @@ def finish(processes):
             process.wait()
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("distribution")
@@ -60,9 +67,7 @@ def layouts(folder):
 @pytest.fixture(scope="module")
 def processes(folder, layouts):
     """What two processes with two devices each found, who went on where the eight devices were."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     finish([start("processes", folder, i, 2, port, devices=2) for i in range(2)])
     return [json.loads((folder / f"processes_{i}.json").read_text()) for i in range(2)]
 
@@ -207,3 +212,23 @@ def test_two_replicas_give_the_losses_of_one_device(mirrored):
 @pytest.mark.parametrize("what", ["short", "fit", "evaluate"])
 def test_two_replicas_share_batches_of_an_odd_number_of_rows(what, mirrored):
     check_close(mirrored["two"][what], mirrored["one"][what])
+
+
+def losses_of(folder):
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row["train/loss"] for row in rows]
+
+
+@only_on("jax")
+def test_a_whole_run_of_two_processes_is_that_of_one_and_goes_on_in_one(tmp_path):
+    worker = WORKER.with_name("run_worker.py")
+    together, alone, port = tmp_path / "together", tmp_path / "alone", free_port()
+    finish([start(together, i, 2, port, devices=2, worker=worker) for i in range(2)])
+    losses = losses_of(together)
+    latest, earlier = sorted(together.glob("checkpoints/step_*"), reverse=True)
+    shutil.rmtree(latest)
+    finish([start(together, 0, 1, port, "resume", worker=worker)])
+    assert losses_of(together)[: int(earlier.name[-9:])] == losses[: int(earlier.name[-9:])]
+    check_close(losses_of(together), losses)
+    finish([start(alone, 0, 1, port, worker=worker)])
+    check_close(losses_of(alone), losses)

@@ -11,19 +11,23 @@ from PIL import Image
 
 from dl_techniques.datasets.shapes import generate_shapes
 from dl_techniques.evaluation.question_answering import answer_questions
+from dl_techniques.preprocessing.images import load_image
 from dl_techniques.training import run
 from dl_techniques.training.recipes import RECIPES, check_config, get_recipe
 
 FILES = {
+    "checkpoints",
     "config.json",
     "contact_sheet.png",
-    "history.json",
+    "log.jsonl",
     "loss_curve.png",
     "nanovlm_final.keras",
     "pictures",
     "preprocessor_config.json",
     "results.json",
-    "training_state.safetensors",
+    "tensorboard",
+    "train",
+    "versions.json",
 }
 
 
@@ -40,8 +44,9 @@ def shapes_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "shapes"
     evaluated = []
     with pytest.MonkeyPatch.context() as patch:
-        evaluate = run._evaluate
-        patch.setattr(run, "_evaluate", lambda *args: evaluated.extend(args) or evaluate(*args))
+        evaluate = run.final_evaluation
+        keep = lambda *args: evaluated.extend(args) or evaluate(*args)  # noqa: E731
+        patch.setattr(run, "final_evaluation", keep)
         return folder, run.run_training(micro_config(folder)), evaluated
 
 
@@ -52,8 +57,11 @@ def test_a_run_writes_all_its_files(shapes_run):
     assert names - FILES <= {"tokenizer.model", "tokenizer_config.json", "added_tokens.json"}
     assert json.loads((folder / "config.json").read_text()) == micro_config(folder)
     assert json.loads((folder / "results.json").read_text()) == results
-    history = json.loads((folder / "history.json").read_text())
-    assert [row["epoch"] for row in history["epochs"]] == [1]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 1 + len(rows)))
+    versions = json.loads((folder / "versions.json").read_text())
+    assert versions["keras"] == keras.__version__
+    assert versions["backend"] == keras.backend.backend()
     for path in (folder / "contact_sheet.png", *sorted((folder / "pictures").iterdir())):
         with Image.open(path) as picture:
             picture.load()
@@ -92,8 +100,10 @@ def test_a_run_can_be_resumed_after_its_end(shapes_run, tmp_path):
         run.run_training(micro_config(tmp_path / "none"), resume=True)
     assert not (tmp_path / "none").exists()
     before = (folder / "config.json").read_text()
-    with pytest.raises(ValueError, match="other data"):
+    with pytest.raises(ValueError, match="other settings: batch_size: 32, now 12"):
         run.run_training(micro_config(folder, batch_size=12), resume=True)
+    with pytest.raises(ValueError, match="holds the checkpoints of a run. Resume it, restart it"):
+        run.run_training(micro_config(folder))
     assert (folder / "config.json").read_text() == before
 
 
@@ -104,7 +114,14 @@ def test_a_run_can_be_resumed_after_its_end(shapes_run, tmp_path):
         ({"model": "nanovlm_3b"}, "Unknown model 'nanovlm_3b': choose from .*nanovlm_mini"),
         ({"vision_config": None}, "model='custom' needs a dict for each of"),
         ({"projection_config": {"input_dim": 16, "output_dim": 24}}, "hidden_dim=16"),
-        ({"learning_rates": {"vision": 1e-3, "text": 1e-3}}, "learning_rates need the keys"),
+        ({"learning_rates": {"vision": 1e-3, "text": 1e-3}}, "'text' matches no weight"),
+        ({"unfreeze_last_blocks": {"language": 9}}, "it covers 1 blocks"),
+        ({"stages": [{"name": "a", "seed": 1}]}, r"Stage 'a' cannot have \['seed'\]"),
+        ({"stages": [{"steps": 1}]}, "must be a dict with a name"),
+        ({"stages": [{"name": "a", "clipnorm": "1"}]}, "clipnorm must be of type float"),
+        ({"mixture": "all"}, "say how many steps"),
+        ({"mixture": "vision", "steps": 3}, "Unknown mixture 'vision'"),
+        ({"schedule": "cosin"}, "needs a type of"),
         ({"learning_rates": 1e-3}, "learning_rates must be of type dict"),
         ({"optimizer": {"type": "adamwx"}}, "optimizer type 'adamwx'"),
         ({"optimizer": {"type": "adamw", "beta": 0.9}}, r"Unknown keys \['beta'\]"),
@@ -193,7 +210,7 @@ def test_runs_on_files(write, tmp_path):
 
 
 def _pixels(images):
-    return base64.b64encode(run.load_image(images[0]).tobytes())
+    return base64.b64encode(load_image(images[0]).tobytes())
 
 
 def test_bad_held_out_rows_are_found_before_the_training(tmp_path, monkeypatch):
@@ -205,7 +222,7 @@ def test_bad_held_out_rows_are_found_before_the_training(tmp_path, monkeypatch):
         file.truncate(60)
     # Pictures are split by content, so the broken one may now lie on the other side.
     monkeypatch.setattr(run, "load_data", lambda config: (train, held_out))
-    monkeypatch.setattr(run, "NanoVLMTrainer", None)
+    monkeypatch.setattr(run, "StageTrainer", None)
     with pytest.raises(ValueError, match="(?s)more than max_bad_share.*truncated"):
         run.run_training(config)
 
@@ -222,8 +239,8 @@ def test_automatic_precision_is_that_of_the_device():
     tensor = keras.ops.ones(())
     device = str(getattr(tensor, "device", "")).lower()
     on_gpu = "gpu" in device or "cuda" in device
-    assert run._precision("auto") == ("mixed_float16" if on_gpu else "float32")
-    assert run._precision("bfloat16") == "bfloat16"
+    assert run.precision_policy("auto") == ("mixed_float16" if on_gpu else "float32")
+    assert run.precision_policy("bfloat16") == "bfloat16"
 
 
 def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
@@ -239,3 +256,127 @@ def test_shapes_are_asked_in_full(tmp_path):
     assert [sample["id"] for sample in held_out] == [
         pictures[i]["id"] for i in range(len(held_out))
     ]
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def mixed_data(tmp_path_factory):
+    """A folder with two sources, and one with questions to be scored on."""
+    folder = tmp_path_factory.mktemp("mixed")
+    write_jsonl(folder / "sources" / "colours")
+    texts = [f"The {word} is {k}." for k, word in enumerate(["sky", "sea", "sun", "soil"] * 5)]
+    (folder / "sources" / "texts.jsonl").write_text(
+        "\n".join(json.dumps({"text": text, "id": f"t{k}"}) for k, text in enumerate(texts))
+    )
+    return folder
+
+
+def mixed_config(folder, data, **changes):
+    """Return two stages on a mixture: the projection, then the last block with adapters."""
+    stages = [
+        {"name": "align", "steps": 3, "learning_rates": {"projection": 1e-2}},
+        {
+            "name": "tune",
+            "steps": 4,
+            "lora": {"rank": 2},
+            "learning_rates": {"lora_kernel_[ab]": 1e-2, "modality_projection": 1e-3},
+            "accumulation_steps": 2,
+            "ema_decay": 0.9,
+        },
+    ]
+    settings = {
+        "data": str(data / "sources"),
+        "mixture": {"colours": 0.5, "texts": 0.5},
+        "evaluation_data": str(data / "sources" / "colours"),
+        "tokenizer": str(data / "tokenizer"),
+        "max_text_length": 64,
+        "max_turns": None,
+        "max_tiles": 2,
+        "batch_size": 2,
+        "optimizer": {"type": "adamw"},
+        "evaluate_every": 2,
+        "evaluation_questions": 4,
+        "stages": stages,
+    }
+    return micro_config(folder, **{**settings, **changes})
+
+
+def write_tokenizer(folder):
+    from dl_techniques.preprocessing.tokenizer import SentencePieceTokenizer
+
+    texts = ["What colour is it? Is it red? no red green blue Question: Answer: The sky is 12."]
+    SentencePieceTokenizer.train(texts * 4, 300).save(folder)
+
+
+@pytest.fixture(scope="module")
+def mixed_run(tmp_path_factory, mixed_data):
+    write_tokenizer(mixed_data / "tokenizer")
+    folder = tmp_path_factory.mktemp("runs") / "mixed"
+    return folder, run.run_training(mixed_config(folder, mixed_data))
+
+
+def test_stages_run_on_a_mixture(mixed_run):
+    folder, results = mixed_run
+    rows = read_log(folder)
+    steps = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 8))
+    assert [row["step"] for row in rows if "evaluation/exact_match" in row] == [2, 3, 4, 6, 7]
+    rates = [
+        {k.split("/", 1)[1] for k in row if k.startswith("learning_rate/")} for row in steps[2:4]
+    ]
+    assert rates == [{"modality_projection"}, {"lora_kernel_[ab]", "modality_projection"}]
+    assert {path.name for path in (folder / "samples").iterdir()} == {
+        f"step_{step:06d}.png" for step in (2, 3, 4, 6, 7)
+    }
+    assert (folder / "align" / "model.keras").is_file()
+    assert (folder / "tune" / "adapters" / "adapter_config.json").is_file()
+    assert 0 <= results["all"]["exact_match"] <= 1
+
+
+def test_losses_are_told_per_source(mixed_run):
+    steps = [row for row in read_log(mixed_run[0]) if "train/loss" in row]
+    names = {key for row in steps for key in row if key.startswith("train/source/")}
+    assert names == {"train/source/colours", "train/source/texts"}
+
+
+def test_a_stage_with_adapters_can_be_resumed(mixed_run, mixed_data, tmp_path):
+    whole, _ = mixed_run
+    config = mixed_config(tmp_path / "run", mixed_data)
+    with pytest.MonkeyPatch.context() as patch:
+        trainer = run.StageTrainer
+
+        def stopped(*args, **kwargs):
+            def stop(step, model):
+                if step == 5:
+                    raise InterruptedError
+
+            return trainer(*args, **{**kwargs, "on_step": stop})
+
+        patch.setattr(run, "StageTrainer", stopped)
+        with pytest.raises(InterruptedError):
+            run.run_training(config)
+    run.run_training(config, resume=True)
+    drop = ("speed/",)
+    first, second = (
+        [{k: v for k, v in row.items() if not k.startswith(drop)} for row in read_log(folder)]
+        for folder in (whole, tmp_path / "run")
+    )
+    assert first == second
+
+
+def test_a_run_starts_again_from_its_config_and_says_so(shapes_run, tmp_path, capsys):
+    from dl_techniques.cli import train_command
+
+    folder, results, _ = shapes_run
+    flags = ["--config", str(folder / "config.json"), "--output_dir", str(tmp_path / "again")]
+    train_command(flags, get_recipe)
+    assert json.loads((tmp_path / "again" / "results.json").read_text()) == results
+    losses = [[row["train/loss"] for row in read_log(f)] for f in (folder, tmp_path / "again")]
+    assert losses[0] == losses[1]
+    train_command([*flags, "--restart"], get_recipe)
+    assert len(read_log(tmp_path / "again")) == len(losses[0])
+    with pytest.raises(ValueError, match="not valid JSON"):
+        train_command(["--config", str(folder / "loss_curve.png")], get_recipe)

@@ -131,6 +131,22 @@ class PackedRow:
         }
 
 
+def source_ids(rows: Sequence[PackedRow], segment_ids: np.ndarray, names: Sequence[str]):
+    """Returns int32[B, S]: k where a token is of the k-th source, 0 for padding.
+
+    Args:
+        rows: packed rows, whose documents' keys begin with the source's name.
+        segment_ids: int32[B, S] of their batch; B may be larger.
+        names: the sources.
+    """
+    numbers = {name: k for k, name in enumerate(names, start=1)}
+    found = np.zeros_like(segment_ids)
+    for place, row in enumerate(rows):
+        of_segment = [0, *(numbers[document.key[0]] for document in row.documents)]
+        found[place] = np.array(of_segment, np.int32)[segment_ids[place]]
+    return found
+
+
 def collate(
     rows: Sequence[PackedRow], pad_id: int, batch_size: int | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:

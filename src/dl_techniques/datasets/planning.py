@@ -36,6 +36,7 @@ class Planner:
         lookahead: See `Packer`.
         count_tiles: Image source -> into how many tiles it is cut.
         max_tiles: The most tiles in a row; a document with more is quarantined.
+        max_documents: The most documents in a row.
 
     Attributes:
         samples: How many were looked at.
@@ -51,6 +52,7 @@ class Planner:
         lookahead: int,
         count_tiles: Callable[[Any], int],
         max_tiles: int | None = None,
+        max_documents: int | None = None,
     ):
         self._sources = sources
         self._encoder = encoder
@@ -59,7 +61,7 @@ class Planner:
             {n: len(s) if hasattr(s, "__len__") else None for n, s in sources.items()},
             {n: s.blocks for n, s in sources.items() if getattr(s, "blocks", None) is not None},
         )
-        self._packer = Packer(length, max_tiles, lookahead)
+        self._packer = Packer(length, max_tiles, lookahead, max_documents)
         self._length = length
         self._count_tiles = count_tiles
         self._max_tiles = max_tiles

@@ -14,7 +14,7 @@ import numpy as np
 
 from dl_techniques.datasets.augmentation import Augmentation
 from dl_techniques.datasets.mixture import Mixture
-from dl_techniques.datasets.packed_rows import PackedRow, collate
+from dl_techniques.datasets.packed_rows import PackedRow, collate, source_ids
 from dl_techniques.datasets.planning import Planner
 from dl_techniques.datasets.quarantine import BadSample, Quarantine
 from dl_techniques.datasets.row_loader import RowLoader
@@ -42,12 +42,14 @@ class StreamSettings:
         batch_size: Rows per batch, of this process.
         max_tiles: The most tiles in a row; None: any number.
         lookahead: How many documents the packer chooses from; see `Packer`.
+        max_documents: The most documents in a row; None: any number. A contrastive loss needs 1.
         long_samples: What becomes of conversations longer than a row: "split" between turns, each
             part with the images that it needs, or "drop". A single turn that is too long is
             dropped, plain text is always split. What is dropped is in the quarantine.
         seed: Of the augmentation.
         process_index: This process's number in a distributed run.
-        process_count: How many there are; each gets every so many-th row of the one order.
+        process_count: How many there are; each gets every so many-th row of the one order. Their
+            batches are of one shape, and their states are the same.
         max_bad_share: The stream ends with an error when more samples than this share are bad.
     """
 
@@ -55,6 +57,7 @@ class StreamSettings:
     batch_size: int
     max_tiles: int | None = None
     lookahead: int = 64
+    max_documents: int | None = None
     long_samples: str = "split"
     seed: int = 0
     process_index: int = 0
@@ -80,10 +83,10 @@ class TrainingStream(grain.IterDataset):
     `get_state` and `set_state` go on from any batch, with the same sources and settings and any
     number of workers.
 
-    A batch is (inputs, labels) with `text_tokens`, `attention_mask`, `segment_ids`, `positions`
-    [B, length], `images` float32[B, I, H, W, 3], `num_images` int32[B] and labels int32[B, length].
-    I is rounded up to one of a few sizes, 0 for batches without images. The last batch is filled
-    with empty rows.
+    A batch is (inputs, labels) with `text_tokens`, `attention_mask`, `segment_ids`, `positions`,
+    `source_ids` (k for the k-th of the sources, 0 for padding) [B, length], `images`
+    float32[B, I, H, W, 3], `num_images` int32[B] and labels int32[B, length]. I is rounded up to
+    one of a few sizes, 0 for batches without images. The last batch is filled with empty rows.
 
     Args:
         sources: By name: random-access sequences (`open_source`), of which an element is a sample
@@ -147,6 +150,7 @@ class _PlannedBatch:
 
     Attributes:
         rows: And who prepares their pixels: a worker, or None.
+        slots: Of images, of all processes.
         bad: Samples that were found to be bad since the batch before.
         samples: How many samples were looked at by then.
         state_after: Of the plan.
@@ -154,6 +158,7 @@ class _PlannedBatch:
     """
 
     rows: list[tuple[PackedRow, Future | None]]
+    slots: int
     bad: list[BadSample]
     samples: int
     state_after: dict[str, Any]
@@ -184,8 +189,8 @@ class TrainingIterator(grain.DatasetIterator):
             settings.lookahead,
             stream.loader.count_tiles,
             settings.max_tiles,
+            settings.max_documents,
         )
-        self._rows_planned = 0
         self._ended = False
         self._ahead: deque[_PlannedBatch] = deque()
         self._quarantine = Quarantine(stream.quarantine)
@@ -202,7 +207,7 @@ class TrainingIterator(grain.DatasetIterator):
             self._quarantine.check(self._stream.settings.max_bad_share)
             raise StopIteration
         if planned.result is None:
-            batch, faults = self._assemble(planned.rows)
+            batch, faults = self._assemble(planned.rows, planned.slots)
         else:
             batch, faults = planned.result.result()
         self._state = planned.state_after
@@ -215,35 +220,38 @@ class TrainingIterator(grain.DatasetIterator):
         return batch
 
     def _plan_batch(self) -> None:
-        settings = self._stream.settings
-        rows = []
-        while len(rows) < settings.batch_size:
+        settings, loader = self._stream.settings, self._stream.loader
+        of_all: list[PackedRow] = []
+        while len(of_all) < settings.batch_size * settings.process_count:
             row = self._planner.next_row()
             if row is None:
                 self._ended = True
                 break
-            if self._rows_planned % settings.process_count == settings.process_index:
-                loader = self._stream.loader
-                rows.append((row, None if self._pool is None else self._pool.submit(loader, row)))
-            self._rows_planned += 1
-        if not rows:
+            of_all.append(row)
+        if not of_all:
             return
+        rows = [
+            (row, None if self._pool is None else self._pool.submit(loader, row))
+            for row in of_all[settings.process_index :: settings.process_count]
+        ]
+        slots = _slots(max(row.tiles for row in of_all))
         bad, samples = self._planner.take_bad(), self._planner.samples
-        planned = _PlannedBatch(rows, bad, samples, self._plan_state())
+        planned = _PlannedBatch(rows, slots, bad, samples, self._plan_state())
         if self._assembler is not None:
-            planned.result = self._assembler.submit(self._assemble, rows)
+            planned.result = self._assembler.submit(self._assemble, rows, slots)
         self._ahead.append(planned)
 
     def _plan_state(self) -> dict[str, Any]:
-        return {"planner": self._planner.state(), "rows": self._rows_planned}
+        return {"planner": self._planner.state()}
 
     def _assemble(
-        self, rows: list[tuple[PackedRow, Future | None]]
+        self, rows: list[tuple[PackedRow, Future | None]], slots: int
     ) -> tuple[Batch, list[BadSample]]:
         """Return the batch of these rows, and the samples whose images are broken."""
         loaded = [self._loaded(row, future) for row, future in rows]
         faults = [fault for _, _, found in loaded for fault in found]
-        return self._batch([row for row, _, _ in loaded], [p for _, p, _ in loaded]), faults
+        batch = self._batch([row for row, _, _ in loaded], [p for _, p, _ in loaded], slots)
+        return batch, faults
 
     def _loaded(
         self, row: PackedRow, future: Future | None
@@ -260,10 +268,13 @@ class TrainingIterator(grain.DatasetIterator):
         good = tuple(d for number, d in enumerate(row.documents) if number not in faults)
         return PackedRow(good, row.length), pixels, list(faults.values())
 
-    def _batch(self, rows: list[PackedRow], pixels: list[np.ndarray]) -> Batch:
-        size, processor = self._stream.settings.batch_size, self._stream.processor
+    def _batch(self, rows: list[PackedRow], pixels: list[np.ndarray], slots: int) -> Batch:
+        settings, processor = self._stream.settings, self._stream.processor
+        size = settings.batch_size
+        rows = rows or [PackedRow((), settings.length)]
         inputs, labels = collate(rows, processor.pad_token_id, size)
-        slots = _slots(int(inputs["num_images"].max()))
+        names = list(self._stream.sources)
+        inputs["source_ids"] = source_ids(rows, inputs["segment_ids"], names)
         shape = (size, slots, *processor.image_processor.image_size, 3)
         inputs["images"] = np.zeros(shape, np.float32)
         for place, tiles in enumerate(pixels):
@@ -313,9 +324,8 @@ class TrainingIterator(grain.DatasetIterator):
         """
         self._begin()
         self._planner.restore(state["planner"])
-        self._rows_planned = state["rows"]
         self._quarantine.restore(state["quarantine"])
-        self._state = {"planner": state["planner"], "rows": state["rows"]}
+        self._state = {"planner": state["planner"]}
 
     def close(self) -> None:
         """End the workers."""

@@ -228,6 +228,12 @@ class VQADataset(keras.utils.PyDataset):
     def _rng(self, epoch: int, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, epoch, int(index), stream])
 
+    def sample_ids(self, index: int) -> list[str]:
+        """Return the ids of the samples in a batch of this epoch."""
+        start = index * self.batch_size
+        rows = self._row_order()[start : start + self.batch_size]
+        return [self.rows[row].sample_id for row in rows]
+
     def _row_order(self) -> np.ndarray:
         if not self._shuffle:
             return np.arange(len(self.rows))

@@ -13,6 +13,7 @@ from dl_techniques.optimization import ComponentOptimizer, optimizer_builder
 from dl_techniques.training.bench import BenchSettings
 from dl_techniques.training.planned_layout import size_in_bytes
 from dl_techniques.training.skeletons import PARTS, model_config
+from dl_techniques.utils.device_memory import gpu_peak_counter
 from dl_techniques.utils.resident_memory import (
     peak_resident_bytes,
     reset_peak,
@@ -112,7 +113,7 @@ class PeakMeter:
     """
 
     def __init__(self, model):
-        self._counter, self.source = _gpu_counter()
+        self._counter, self.source = gpu_peak_counter()
         if self._counter is None:
             variables = [*model.variables, *model.optimizer.variables]
             # The metrics of compile are among the variables of both.
@@ -127,29 +128,3 @@ class PeakMeter:
         if self._counter is not None:
             return int(self._counter())
         return self._held + peak_resident_bytes() - self._between
-
-
-def _gpu_counter():
-    """Return a function that reads the GPU's peak, and its name; (None, "") on a CPU."""
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        device = jax.devices()[0]
-        if device.platform == "cpu":
-            return None, ""
-        return lambda: device.memory_stats()["peak_bytes_in_use"], "jax memory_stats"
-    if backend == "torch":
-        import torch
-
-        if not torch.cuda.is_available():
-            return None, ""
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated, "torch.cuda.max_memory_allocated"
-    import tensorflow as tf
-
-    if not tf.config.list_physical_devices("GPU"):
-        return None, ""
-    tf.config.experimental.reset_memory_stats("GPU:0")
-    info = tf.config.experimental.get_memory_info
-    return lambda: info("GPU:0")["peak"], "tf get_memory_info"

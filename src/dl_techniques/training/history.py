@@ -20,6 +20,20 @@ def write_history(folder: str | Path, history: dict) -> None:
         plot_history(history, folder / "loss_curve.png")
 
 
+def draw_log(log: Path, path: Path) -> None:
+    """Draw the `log.jsonl` of a `StageTrainer`, with matplotlib installed, as a PNG file."""
+    if importlib.util.find_spec("matplotlib") is None:
+        logger.warning("No %s: install dl_techniques[plot] to have it drawn.", path.name)
+        return
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [
+        {"step": row["step"], **{name: row[f"train/{name}"] for name in ("loss", "accuracy")}}
+        for row in rows
+        if row.get("train/loss") is not None
+    ]
+    plot_history({"steps": steps, "epochs": []}, path)
+
+
 def plot_history(history: dict, path: str | Path) -> None:
     """Draw loss and accuracy over the steps, training and validation, as a PNG file."""
     from matplotlib.figure import Figure

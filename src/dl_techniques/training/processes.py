@@ -11,6 +11,7 @@ are read from the job::
     srun python train.py  # Begins with `initialize_processes()`.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -107,13 +108,18 @@ def process_count() -> int:
     return jax.process_count()
 
 
-def is_main_process() -> bool:
-    """Tell whether this process is the one that writes files and progress."""
+def process_index() -> int:
+    """Return this process' number, from 0."""
     if keras.backend.backend() != "jax":
-        return True
+        return 0
     import jax
 
-    return jax.process_index() == 0
+    return jax.process_index()
+
+
+def is_main_process() -> bool:
+    """Tell whether this process is the one that writes files and progress."""
+    return process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
@@ -126,6 +132,20 @@ def any_process(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def gather_json(value) -> list:
+    """Return the JSON-ready values of all processes, in their order; all must call this."""
+    if process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(data)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
 def full_value(variable) -> np.ndarray:

@@ -5,6 +5,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dl_techniques.training.processes import is_main_process
+
 
 class ProgressReport:
     """A context manager that is told each step's results.
@@ -16,7 +18,7 @@ class ProgressReport:
     """
 
     def __init__(self, total_steps: int, done_steps: int, log_every: int):
-        self.console = Console()
+        self.console = Console(quiet=not is_main_process())
         self.total_steps = total_steps
         self.log_every = log_every
         self.bar = Progress(

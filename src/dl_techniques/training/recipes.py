@@ -4,20 +4,39 @@ import copy
 
 
 def default_config() -> dict:
-    """Return the settings of a NanoVLM run; the recipes change some of them.
+    """Return the settings of a run; the recipes change some of them.
 
-    Keys: `model` is a name in `NANOVLM_CONFIGS`, or "custom" with the three `*_config` dicts;
-    `data` is "shapes" or a path for `read_samples`; `pictures` counts the generated shapes;
-    `isolate_turns` keeps the questions about one image from seeing each other;
-    `vocab_size` is the most ids of a tokenizer trained on the data, unless `tokenizer` names a
-    folder; the learning rates are peaks of one schedule (warm-up, then cosine to `alpha`).
+    - `model`: a name in `NANOVLM_CONFIGS`; "custom" with the three `*_config` dicts; "backbones"
+      with a published encoder and decoder as `vision_backbone` and `language_backbone` (see
+      `from_backbones`); or what `NanoVLM.from_preset` takes.
+    - `data`: "shapes", or a path for `read_samples`, learned in `epochs`. With a `mixture` (a name
+      in `MIXTURES`, source -> share, or "all": what lies in the folder, in proportion to its
+      rows): a folder that holds the sources, or "hub"; then `steps` says for how long,
+      `max_epochs` how often a source may come again, and scores are taken on `evaluation_data`,
+      a path for `read_samples`.
+    - `pictures` counts the generated shapes; `isolate_turns` keeps the questions about one image
+      from seeing each other; `vocab_size` is the most ids of a tokenizer trained on the data,
+      unless `tokenizer` names a folder or the model brings one.
+    - `learning_rates`: peaks, per component (vision, language, projection) or component pattern;
+      what is not named is frozen. One `schedule`: warm-up, then "cosine", "linear" or "constant"
+      to `alpha`. See `Stage` for what else it takes.
+    - `layout`, `devices`, `model_parallel`: see `make_distribution`; "mirrored": see
+      `mirrored_strategy`. Of several processes, `coordinator`, `num_processes` and `process_id`
+      are those of `initialize_processes`; coordinator "slurm" takes them from the job.
+    - `stages`: what differs in each of the run's stages: dicts with a `name` and any of
+      `STAGE_SETTINGS`.
     """
     return {
         "model": "nanovlm_222m",
         "vision_config": None,
         "language_config": None,
         "projection_config": None,
+        "vision_backbone": None,
+        "language_backbone": None,
         "data": "shapes",
+        "mixture": None,
+        "max_epochs": None,
+        "evaluation_data": None,
         "pictures": 10000,
         "picture_size": 224,
         "held_out_share": 0.1,
@@ -25,34 +44,82 @@ def default_config() -> dict:
         "tokenizer": None,
         "vocab_size": 4096,
         "max_text_length": 512,
+        "max_tiles": None,
+        "max_documents": None,
         "max_turns": None,
         "isolate_turns": False,
         "augment": [],
         "batch_size": 8,
         "epochs": 10,
+        "steps": None,
         "optimizer": {"type": "adamw", "beta_1": 0.9, "beta_2": 0.999, "weight_decay": 0.01},
         "learning_rates": {"vision": 1e-5, "language": 1e-5, "projection": 1e-4},
+        "unfreeze_last_blocks": {},
+        "layer_decay": {},
+        "ema_decay": None,
+        "schedule": "cosine",
         "warmup_share": 0.03,
         "alpha": 1e-4,
         "clipnorm": 1.0,
         "accumulation_steps": 1,
         "label_smoothing": 0.1,
+        "chunk_size": None,
+        "remat": False,
+        "objective": None,
+        "lora": None,
         "precision": "auto",
+        "layout": "single",
+        "devices": None,
+        "model_parallel": 1,
+        "coordinator": None,
+        "num_processes": None,
+        "process_id": None,
         "seed": 0,
         "log_every": 10,
+        "checkpoint_every": 500,
+        "evaluate_every": None,
+        "evaluation_questions": 64,
         "save_every_epochs": 5,
+        "wandb_project": None,
+        "stages": [{"name": "train"}],
         "output_dir": "runs/nanovlm",
     }
 
+
+# What may differ from stage to stage.
+STAGE_SETTINGS = (
+    *("data", "mixture", "max_epochs", "max_tiles", "max_documents", "max_turns", "augment"),
+    *("batch_size", "epochs", "steps", "optimizer", "learning_rates", "unfreeze_last_blocks"),
+    *("layer_decay", "ema_decay", "schedule", "warmup_share", "alpha", "clipnorm"),
+    *("accumulation_steps", "label_smoothing", "chunk_size", "objective", "lora"),
+)
 
 # What these may be besides None.
 _OPTIONAL = {
     "vision_config": dict,
     "language_config": dict,
     "projection_config": dict,
+    "vision_backbone": str,
+    "language_backbone": str,
+    "mixture": (str, dict),
+    "max_epochs": float,
+    "evaluation_data": str,
     "tokenizer": str,
+    "max_tiles": int,
+    "max_documents": int,
     "max_turns": int,
+    "steps": int,
+    "ema_decay": float,
     "clipnorm": float,
+    "chunk_size": int,
+    "objective": dict,
+    "lora": dict,
+    "devices": int,
+    "coordinator": str,
+    "num_processes": int,
+    "process_id": int,
+    "evaluate_every": int,
+    "wandb_project": str,
 }
 
 
@@ -70,14 +137,36 @@ def check_config(config: dict) -> None:
             f"{', '.join(defaults)}."
         )
     for key, default in defaults.items():
-        value, kind = config[key], _OPTIONAL.get(key, type(default))
-        if value is None and key in _OPTIONAL:
-            continue
-        accepted = (float, int) if kind is float else kind
-        if isinstance(value, bool) != (kind is bool) or not isinstance(value, accepted):
-            raise ValueError(f"{key} must be of type {kind.__name__}, got {value!r}.")
-        if kind is int and key != "seed" and value < 1:
-            raise ValueError(f"{key} must be at least 1, got {value}.")
+        _check_value(key, config[key], default)
+    for stage in config["stages"]:
+        if not isinstance(stage, dict) or not isinstance(stage.get("name"), str):
+            raise ValueError(f"Every stage must be a dict with a name, got {stage!r}.")
+        unknown = sorted(set(stage) - {"name", *STAGE_SETTINGS})
+        if unknown:
+            raise ValueError(
+                f"Stage {stage['name']!r} cannot have {unknown}: choose from "
+                f"{', '.join(STAGE_SETTINGS)}."
+            )
+        for key in set(stage) - {"name"}:
+            _check_value(key, stage[key], defaults[key])
+
+
+def _check_value(key, value, default):
+    kinds = _OPTIONAL.get(key, type(default))
+    if value is None and key in _OPTIONAL:
+        return
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    accepted = (*kinds, int) if float in kinds else kinds
+    if isinstance(value, bool) != (bool in kinds) or not isinstance(value, accepted):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{key} must be of type {names}, got {value!r}.")
+    if kinds == (int,) and key not in ("seed", "process_id") and value < 1:
+        raise ValueError(f"{key} must be at least 1, got {value}.")
+
+
+def stage_configs(config: dict) -> list[dict]:
+    """Return the settings of each stage, `name` among them."""
+    return [{**config, **stage} for stage in config["stages"]]
 
 
 def _small_model(
@@ -131,8 +220,88 @@ _FROM_SCRATCH = {
     "precision": "float32",
 }
 
+# The released nanoVLM of 460M parameters: https://github.com/huggingface/nanoVLM.
+_NANOVLM = {
+    "model": "backbones",
+    "vision_backbone": "hf://google/siglip2-base-patch16-512",
+    "language_backbone": "hf://HuggingFaceTB/SmolLM2-360M-Instruct",
+    "mixture": "all",
+    "max_text_length": 4096,
+    "batch_size": 2,
+    "accumulation_steps": 8,
+    "learning_rates": {"vision": 5e-5, "language": 5e-5, "projection": 5.12e-3},
+    "warmup_share": 0.03,
+    "alpha": 0.1,
+    "clipnorm": 1.0,
+    "label_smoothing": 0.0,
+    "chunk_size": 2048,
+    "precision": "bfloat16",
+}
+
 RECIPES = {
     "default": {},
+    "nanovlm": {
+        **_NANOVLM,
+        "data": "finevision",
+        "steps": 40000,
+        "output_dir": "runs/nanovlm_460m",
+    },
+    # The first release, of 222M parameters: 5 epochs of The Cauldron, 256 rows at a time.
+    "nanovlm_first": {
+        **_NANOVLM,
+        "vision_backbone": "hf://google/siglip-base-patch16-224",
+        "language_backbone": "hf://HuggingFaceTB/SmolLM2-135M",
+        "data": "the_cauldron",
+        "max_epochs": 5.0,
+        "max_text_length": 128,
+        "max_documents": 1,
+        "batch_size": 256,
+        "accumulation_steps": 1,
+        "learning_rates": {"vision": 1e-4, "language": 1e-4, "projection": 2e-3},
+        "steps": 34000,
+        "output_dir": "runs/nanovlm_222m",
+    },
+    # NVLM's order of learning (https://arxiv.org/abs/2409.11402): see, align, then all together.
+    "nvlm": {
+        "model": "backbones",
+        "vision_backbone": "hf://google/siglip-so400m-patch14-384",
+        "language_backbone": "hf://Qwen/Qwen2.5-7B-Instruct",
+        "data": "nvlm",
+        "accumulation_steps": 4,
+        "max_text_length": 2048,
+        "label_smoothing": 0.0,
+        "chunk_size": 2048,
+        "warmup_share": 0.03,
+        "alpha": 0.1,
+        "clipnorm": 1.0,
+        "precision": "bfloat16",
+        "stages": [
+            {
+                "name": "contrast",
+                "mixture": "vision_pretrain",
+                "steps": 20000,
+                "batch_size": 64,
+                "accumulation_steps": 1,
+                "max_documents": 1,
+                "learning_rates": {"vision": 1e-5, "projection": 5e-5},
+                "objective": {"lambda_vlm": 0.0, "lambda_contrast": 1.0},
+            },
+            {
+                "name": "align",
+                "mixture": "vision_pretrain",
+                "steps": 20000,
+                "learning_rates": {"projection": 5e-5},
+            },
+            {
+                "name": "end_to_end",
+                "mixture": "nvlm",
+                "steps": 20000,
+                "learning_rates": {"vision": 1e-5, "projection": 5e-5, "language": 1e-4},
+                "objective": {"lambda_text": 1.0},
+            },
+        ],
+        "output_dir": "runs/nvlm",
+    },
     "demo": {
         **_FROM_SCRATCH,
         **_small_model(48, 8, 128, 2, 4, 2, 0.0),

@@ -12,13 +12,19 @@ import keras
 
 from dl_techniques.losses.metrics import NextTokenAccuracy
 from dl_techniques.losses.nanovlm_loss import NanoVLMLoss
+from dl_techniques.models.lora import enable_lora, lora_layers, train_only
+from dl_techniques.models.objectives import Objective
+from dl_techniques.models.quantization import quantize_base
 from dl_techniques.optimization import (
     ComponentOptimizer,
     learning_rate_schedule_builder,
     optimizer_builder,
 )
 from dl_techniques.optimization.component_map import component_pattern
-from dl_techniques.training.freezing import last_blocks, train_only
+from dl_techniques.optimization.layerwise import layerwise_components
+from dl_techniques.training.freezing import last_blocks
+
+_SCHEDULES = {"cosine": "cosine_decay", "linear": "linear_decay", "constant": "constant"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +35,26 @@ class Stage:
         name: Names its checkpoints and its part of the log.
         steps: Updates of the weights.
         trainable: Component pattern (see `ComponentOptimizer`) -> peak learning rate. Everything
-            else is frozen: it has no gradient and no optimizer state.
+            else is frozen: it has no gradient and no optimizer state. `models.lora.ADAPTERS`
+            stands for all adapters.
         data: What `StageTrainer` takes batches from: an iterable whose iterators have `get_state`
-            and `set_state` (`TrainingStream`), or keyword arguments of `open_stream`.
+            and `set_state`, such as `TrainingStream` and `EpochStream`.
         unfreeze_last_blocks: Of a component pattern that covers whole blocks, only so many of the
             last ones are trained, and nothing of it outside of blocks; pattern -> number.
+        layer_decay: Pattern of a part with blocks -> factor of the learning rate from each block to
+            the one below it; see `layerwise_components`.
         optimizer: See `optimizer_builder`.
         schedule: Of every learning rate: `warmup_share` of the steps, then "cosine" or "linear" to
             `alpha` times the peak, or "constant".
         accumulation_steps: Batches per update; each counts by its learned tokens.
         clipnorm: The largest norm of all gradients together, or None.
+        ema_decay: Of averages of the trained weights, which are evaluated and saved in place of
+            them; None: no averages.
         label_smoothing: See `NanoVLMLoss`.
         chunk_size: Logits of so many tokens exist at a time; None: all. See `NanoVLMLoss`.
+        objective: Arguments of `Objective`; None: the next-token loss alone.
+        lora: Arguments of `enable_lora`, and optionally "quantize", the mode of `quantize_base`;
+            None: no new adapters.
 
     Raises:
         ValueError: a value out of range; nothing to train.
@@ -51,6 +65,7 @@ class Stage:
     trainable: Mapping[str, float]
     data: Any = None
     unfreeze_last_blocks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    layer_decay: Mapping[str, float] = dataclasses.field(default_factory=dict)
     optimizer: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"type": "adamw", "weight_decay": 0.01}
     )
@@ -59,8 +74,11 @@ class Stage:
     )
     accumulation_steps: int = 1
     clipnorm: float | None = 1.0
+    ema_decay: float | None = None
     label_smoothing: float = 0.0
     chunk_size: int | None = None
+    objective: Mapping[str, Any] | None = None
+    lora: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w.-]+", self.name):
@@ -75,18 +93,54 @@ class Stage:
             component_pattern(pattern)
             if not 0.0 < rate < math.inf:
                 raise ValueError(f"Stage {self.name!r}: learning rate {rate} of {pattern!r}.")
-        unknown = sorted(set(self.unfreeze_last_blocks) - set(self.trainable))
-        if unknown:
-            raise ValueError(
-                f"Stage {self.name!r}: unfreeze_last_blocks names {unknown}, which are no patterns "
-                f"of trainable, {sorted(self.trainable)}."
-            )
+        for field in ("unfreeze_last_blocks", "layer_decay"):
+            unknown = sorted(set(getattr(self, field)) - set(self.trainable))
+            if unknown:
+                raise ValueError(
+                    f"Stage {self.name!r}: {field} names {unknown}, which are no patterns of "
+                    f"trainable, {sorted(self.trainable)}."
+                )
         unknown = sorted(set(self.schedule) - {"type", "warmup_share", "alpha"})
-        if unknown or self.schedule.get("type") not in ("cosine", "linear", "constant"):
+        if unknown or self.schedule.get("type") not in _SCHEDULES:
             raise ValueError(
-                f"Stage {self.name!r}: schedule {dict(self.schedule)} needs a type of 'cosine', "
-                "'linear' or 'constant', and may have warmup_share and alpha."
+                f"Stage {self.name!r}: schedule {dict(self.schedule)} needs a type of "
+                f"{list(_SCHEDULES)}, and may have warmup_share and alpha."
             )
+        # What is wrong with these is known before the data is read.
+        self._optimizer(max(self.trainable.values()))
+        NanoVLMLoss(label_smoothing=self.label_smoothing, chunk_size=self.chunk_size)
+        self._objective()
+
+    def check_patterns(self, model: keras.Model) -> None:
+        """Make sure that all patterns match weights of a model, which may be without values.
+
+        Raises:
+            ValueError: naming the pattern that does not.
+        """
+        paths = [weight.path for weight in model.weights]
+        for pattern in self.trainable:
+            adapted = self.lora is not None and "lora_kernel" in pattern
+            if not adapted and not any(map(component_pattern(pattern).search, paths)):
+                raise ValueError(
+                    f"Stage {self.name!r}: {pattern!r} matches no weight. Paths are such as "
+                    f"{', '.join(paths[:: max(1, len(paths) // 4)])}."
+                )
+        for pattern, count in self.unfreeze_last_blocks.items():
+            last_blocks(model, pattern, count)
+
+    def add_adapters(self, model: keras.Model) -> None:
+        """Give the model the adapters that this stage is about, unless it has adapters.
+
+        Raises:
+            ValueError: see `enable_lora` and `quantize_base`.
+        """
+        if self.lora is None or lora_layers(model):
+            return
+        settings = dict(self.lora)
+        mode = settings.pop("quantize", None)
+        if mode is not None:
+            quantize_base(model, mode)
+        enable_lora(model, **settings)
 
     def apply(self, model: keras.Model) -> None:
         """Freeze what is not trained, and compile the model for this stage.
@@ -94,30 +148,53 @@ class Stage:
         Raises:
             ValueError: a pattern matches no weight, or two patterns match the same one.
         """
-        rates = {
+        self.add_adapters(model)
+        patterns = {
             last_blocks(model, pattern, self.unfreeze_last_blocks[pattern])
             if pattern in self.unfreeze_last_blocks
-            else pattern: rate
-            for pattern, rate in self.trainable.items()
+            else pattern: pattern
+            for pattern in self.trainable
         }
-        train_only(model, rates)
-        components = {
-            pattern: optimizer_builder(dict(self.optimizer), self._schedule(rate))
-            for pattern, rate in rates.items()
-        }
+        train_only(model, list(patterns))
+        model.objective = self._objective()
+        model.source_names = list(getattr(self.data, "sources", ()))
         model.compile(
-            optimizer=ComponentOptimizer(components, self.clipnorm, self.accumulation_steps),
+            optimizer=ComponentOptimizer(
+                self._components(model, patterns),
+                self.clipnorm,
+                self.accumulation_steps,
+                self.ema_decay,
+            ),
             loss=NanoVLMLoss(label_smoothing=self.label_smoothing, chunk_size=self.chunk_size),
             metrics=[NextTokenAccuracy(name="accuracy")],
         )
+        model.optimizer.build(model.trainable_variables)
 
-    def _schedule(self, rate: float):
+    def _objective(self) -> Objective | None:
+        return None if self.objective is None else Objective(**self.objective)
+
+    def _components(self, model, patterns) -> dict[str, keras.optimizers.Optimizer]:
+        """Return an optimizer for each pattern of what is trained, or for each of its blocks."""
+        paths = [variable.path for variable in model.trainable_variables]
+        components = {}
+        for pattern, named in patterns.items():
+            rate = self.trainable[named]
+            if named in self.layer_decay:
+                decay = self.layer_decay[named]
+                components |= layerwise_components(paths, named, rate, decay, self._optimizer)
+            else:
+                components[pattern] = self._optimizer(rate)
+        return components
+
+    def _optimizer(self, rate: float) -> keras.optimizers.Optimizer:
         warmup = round(self.schedule.get("warmup_share", 0.0) * self.steps)
-        config = {"type": "constant", "warmup_steps": warmup, "learning_rate": rate}
+        config = {
+            "type": _SCHEDULES[self.schedule["type"]],
+            "warmup_steps": warmup,
+            "learning_rate": rate,
+        }
         if self.schedule["type"] != "constant":
-            config |= {
-                "type": f"{self.schedule['type']}_decay",
-                "decay_steps": max(1, self.steps - warmup),
-                "alpha": self.schedule.get("alpha", 0.0),
-            }
-        return learning_rate_schedule_builder(config)
+            config["decay_steps"] = max(1, self.steps - warmup)
+            config["alpha"] = self.schedule.get("alpha", 0.0)
+        schedule = learning_rate_schedule_builder(config)
+        return optimizer_builder(dict(self.optimizer), schedule)

@@ -11,6 +11,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from dl_techniques.training.processes import assign_full, full_value
+
 FILE_NAME = "training_state.safetensors"
 
 
@@ -54,12 +56,14 @@ def _set_generator_states(states):
 def state_arrays(model) -> dict[str, np.ndarray]:
     """Return copies of every value that a step changes: weights, random states, optimizer.
 
+    Values that are split over devices are whole here; all processes must call this.
+
     Args:
         model: A compiled model with a built optimizer.
     """
     arrays = {
         # safetensors writes memory as it lies. (np.ascontiguousarray would give scalars an axis.)
-        name: np.array(keras.ops.convert_to_numpy(variable.value), order="C")
+        name: np.array(full_value(variable), order="C")
         for name, variable in _named_variables(model).items()
     }
     return arrays | _generator_states()
@@ -89,7 +93,7 @@ def assign_state(model, arrays: Mapping[str, np.ndarray], where: str | Path) -> 
             f"model {expected.get(differing[0])}."
         )
     for name, variable in variables.items():
-        variable.assign(arrays[name])
+        assign_full(variable, arrays[name])
     _set_generator_states({name: arrays[name] for name in generators})
 
 

@@ -1,5 +1,6 @@
 """Where a run shows itself: a log of its own, TensorBoard, Weights & Biases."""
 
+import dataclasses
 import json
 import math
 import os
@@ -10,6 +11,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from dl_techniques.utils.appended_file import AppendedFile
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation of a model found.
+
+    Attributes:
+        numbers: By name.
+        pictures: Name -> uint8[H, W, 3].
+        score: What ranks checkpoints, the higher the better; None: nothing does.
+    """
+
+    numbers: Mapping[str, float]
+    pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    score: float | None = None
 
 
 class Watcher(Protocol):

@@ -1,0 +1,156 @@
+"""The data of a run: what is learned, and the held-out questions."""
+
+from pathlib import Path
+from typing import Any
+
+from dl_techniques.datasets.augmentation import compose, random_crop, random_flip
+from dl_techniques.datasets.epoch_stream import EpochStream
+from dl_techniques.datasets.mixture import Mixture
+from dl_techniques.datasets.mixture_recipes import MIXTURES
+from dl_techniques.datasets.readers import read_samples
+from dl_techniques.datasets.recipe_sources import open_folder, open_recipe
+from dl_techniques.datasets.samples import group_by_image, split_by_image
+from dl_techniques.datasets.shapes import generate_shapes
+from dl_techniques.datasets.stream import StreamSettings, TrainingStream
+from dl_techniques.training.local_rows import data_shard, local_rows
+from dl_techniques.utils.logger import logger
+
+AUGMENTATIONS = {"flip": random_flip, "crop": lambda: random_crop(4)}
+HUB, ALL_SOURCES = "hub", "all"
+
+
+def load_data(config: dict) -> tuple[list, list]:
+    """Return (training samples, held-out samples), disjoint in their pictures.
+
+    With a mixture there are no training samples here, and held-out ones are `evaluation_data`'s.
+
+    Raises:
+        ValueError: if the data cannot be read, or one side would be empty.
+    """
+    if config["mixture"] is not None:
+        path = config["evaluation_data"]
+        samples = [] if path is None else group_by_image(read_samples(path))
+        return [], _first_questions(samples, config)
+    if config["data"] == "shapes":
+        size, seed = config["picture_size"], config["seed"]
+        count = -(-config["held_out_questions"] // 4)
+        return (
+            generate_shapes("train", config["pictures"], seed, size),
+            _first_questions(generate_shapes("heldout", count, seed, size), config),
+        )
+    samples = group_by_image(read_samples(config["data"]))
+    train, held_out = split_by_image(samples, config["held_out_share"], config["seed"])
+    if not train or not held_out:
+        raise ValueError(
+            f"held_out_share={config['held_out_share']} splits the {len(samples)} pictures into "
+            f"{len(train)} for training and {len(held_out)} held out; both must have some."
+        )
+    return train, _first_questions(held_out, config)
+
+
+def stage_data(config: dict, processor, samples: list) -> tuple[Any, int]:
+    """Return (what a stage takes batches from, its number of steps).
+
+    Args:
+        config: The stage's settings.
+        processor: The model's `VQADataProcessor`.
+        samples: What is learned without a mixture.
+    """
+    if config["mixture"] is not None:
+        return _mixture_stream(config, processor), config["steps"]
+    dataset = processor.create_dataset(
+        samples,
+        config["batch_size"],
+        seed=config["seed"],
+        max_turns=config["max_turns"],
+        # The questions about shapes are made to be asked in their order.
+        shuffle_turns=config["data"] != "shapes" and not config["isolate_turns"],
+        isolate_turns=config["isolate_turns"],
+        augment=augmentation(config["augment"]),
+    )
+    logger.info("%s", dataset.report)
+    batches = config["epochs"] * len(dataset)
+    steps = config["steps"] or max(1, batches // config["accumulation_steps"])
+    return EpochStream(dataset, local_rows), steps
+
+
+def check_data(config: dict) -> None:
+    """Refuse what contradicts itself, before anything is read.
+
+    Raises:
+        ValueError: an unknown augmentation, or a mixture without steps.
+    """
+    augmentation(config["augment"])
+    if config["mixture"] is None:
+        return
+    if config["steps"] is None:
+        raise ValueError("A mixture has no end: say how many steps to take.")
+    if isinstance(config["mixture"], str) and config["mixture"] not in (*MIXTURES, ALL_SOURCES):
+        raise ValueError(
+            f"Unknown mixture {config['mixture']!r}: choose from {sorted(MIXTURES)}, "
+            f"{ALL_SOURCES!r}, or give a dict of shares."
+        )
+    if config["isolate_turns"] or config["max_turns"] is not None:
+        raise ValueError("Rows of a mixture are packed: leave out isolate_turns and max_turns.")
+
+
+def augmentation(names: list[str]):
+    """Return the augmentation of these names.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    unknown = sorted(set(names) - set(AUGMENTATIONS))
+    if unknown:
+        raise ValueError(f"Unknown augment {unknown}: choose from {sorted(AUGMENTATIONS)}.")
+    return compose(*(AUGMENTATIONS[name]() for name in names))
+
+
+def _mixture_stream(config, processor) -> TrainingStream:
+    index, count = data_shard()
+    settings = StreamSettings(
+        length=config["max_text_length"],
+        batch_size=config["batch_size"],
+        max_tiles=config["max_tiles"],
+        max_documents=config["max_documents"],
+        seed=config["seed"],
+        process_index=index,
+        process_count=count,
+    )
+    shares = config["mixture"]
+    if isinstance(shares, str):
+        shares = None if shares == ALL_SOURCES else MIXTURES[shares]
+    number = f"_{index}" if count > 1 else ""
+    unit = "rows" if shares is None else "answer_tokens"
+    return TrainingStream(
+        _sources(config),
+        processor,
+        Mixture(shares, unit, config["max_epochs"], seed=config["seed"]),
+        settings,
+        augmentation(config["augment"]) if config["augment"] else None,
+        quarantine=Path(config["output_dir"]) / f"quarantine_{config['name']}{number}.jsonl",
+    )
+
+
+def _sources(config) -> dict:
+    mixture, folder = config["mixture"], config["data"]
+    if folder == HUB:
+        if mixture not in MIXTURES:
+            raise ValueError(f"data='hub' needs a mixture of {sorted(MIXTURES)}, not {mixture!r}.")
+        return open_recipe(mixture, streaming=True)
+    if mixture == ALL_SOURCES:
+        if not Path(folder).is_dir():
+            raise ValueError(f"'{folder}' is no folder; expected one that holds the sources.")
+        return open_folder(folder, sorted({path.stem for path in Path(folder).iterdir()}))
+    return open_folder(folder, MIXTURES[mixture] if isinstance(mixture, str) else mixture)
+
+
+def _first_questions(samples, config):
+    """Return the first samples, as many as hold `held_out_questions` questions."""
+    chosen, count = [], 0
+    for sample in samples:
+        if count >= config["held_out_questions"]:
+            break
+        chosen.append(sample)
+        count += sum(message["role"] == "user" for message in sample["messages"])
+    return chosen

@@ -1,0 +1,102 @@
+"""How a run's model answers held-out questions, while it learns and at the end."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dl_techniques.evaluation.question_answering import (
+    answer_questions,
+    exact_match,
+    message_text,
+)
+from dl_techniques.preprocessing.images import load_image
+from dl_techniques.training.watching import Evaluation
+from dl_techniques.visualization.contact_sheet import contact_sheet
+
+_SHOWN = 20
+
+
+def usable(processor, samples: list) -> list:
+    """Return the samples that can be asked; too many bad ones are an error that names them."""
+    if not samples:
+        return []
+    bad = processor.create_dataset(samples, shuffle=False).report.items
+    names = {item.sample_id for item in bad}
+    return [sample for sample in samples if sample["id"] not in names]
+
+
+class PeriodicEvaluation:
+    """Asks the same few held-out questions again and again: exact match and a picture.
+
+    Args:
+        processor: The model's.
+        held_out: Samples.
+        questions: About how many of their questions.
+        folder: Gets `samples/step_000500.png`.
+    """
+
+    def __init__(self, processor, held_out: list, questions: int, folder: Path):
+        count = max(1, questions // max(1, _questions(held_out[:1])))
+        self._processor, self._samples = processor, held_out[:count]
+        self._longest = longest_answer(processor, self._samples)
+        self._folder = folder / "samples"
+
+    def __call__(self, step: int, model) -> Evaluation:
+        """Return the share of right answers, and the questions with the answers as a picture."""
+        answered = answer_questions(model, self._processor, self._samples, 64, self._longest)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"step_{step:06d}.png"
+        contact_sheet(answered[:_SHOWN], path)
+        with Image.open(path) as sheet:
+            pixels = np.asarray(sheet.convert("RGB"))
+        share = exact_match(answered)["all"][0]
+        return Evaluation({"exact_match": share}, {"samples": pixels}, share)
+
+
+def final_evaluation(model, processor, held_out: list, folder: Path) -> dict:
+    """Score all held-out questions, with and without pictures; write what is to be looked at.
+
+    Returns:
+        Kind of question -> `exact_match`, `blank_images` (with blank pictures), `questions`; it is
+        also in `results.json`.
+    """
+    longest = longest_answer(processor, held_out)
+    seen, blank = (
+        answer_questions(model, processor, held_out, 64, longest, blank_images)
+        for blank_images in (False, True)
+    )
+    scores, blind = exact_match(seen), exact_match(blank)
+    results = {
+        kind: {"exact_match": score, "blank_images": blind[kind][0], "questions": count}
+        for kind, (score, count) in scores.items()
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    rows = [
+        f"{kind:12s} {r['exact_match']:8.1%} {r['blank_images']:8.1%} {r['questions']:7d}"
+        for kind, r in results.items()
+    ]
+    print(f"{'held out':12s} {'exact':>8s} {'blank':>8s} {'n':>7s}", *rows, sep="\n")
+    shown = seen[:: max(1, len(seen) // _SHOWN)][:_SHOWN]
+    contact_sheet(shown, folder / "contact_sheet.png")
+    (folder / "pictures").mkdir(exist_ok=True)
+    for i, item in enumerate(shown):
+        if not item.images:
+            continue
+        load_image(item.images[0]).save(folder / "pictures" / f"{i:02d}.png")
+    return results
+
+
+def longest_answer(processor, samples: list) -> int:
+    """Return how many tokens the longest answer needs, its end token included."""
+    return 1 + max(
+        len(processor.tokenizer.encode(" " + message_text(message)))
+        for sample in samples
+        for message in sample["messages"]
+        if message["role"] == "assistant"
+    )
+
+
+def _questions(samples: list) -> int:
+    return sum(message["role"] == "user" for sample in samples for message in sample["messages"])
