@@ -111,9 +111,11 @@ def test_generate_refuses_damaged_checkpoints(command, checkpoint, picture, tmp_
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The (config, resume) that `train` would run."""
+    """The config and the switches that `train` would run with."""
     calls = []
-    monkeypatch.setattr(run, "run_training", lambda *args: calls.append(args))
+    monkeypatch.setattr(
+        run, "run_training", lambda config, **switches: calls.append((config, switches))
+    )
     return calls
 
 
@@ -134,12 +136,12 @@ def test_train_flags_change_the_recipe(command, trained):
         "max_turns": None,
         "output_dir": "a=b",
     }
-    assert trained == [({**get_recipe("demo"), **changes}, True)]
+    assert trained == [({**get_recipe("demo"), **changes}, {"resume": True})]
 
 
 def test_train_without_flags_is_the_default_recipe(command, trained):
     assert command("train")[0] == 0
-    assert trained == [(get_recipe("default"), False)]
+    assert trained == [(get_recipe("default"), {})]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_wrong_settings_are_one_line_too(command, tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on(command, monkeypatch):
-    def stop(config, resume):
+    def stop(config):
         raise KeyboardInterrupt("Stopped after step 3 of 9; resume to go on.")
 
     monkeypatch.setattr(run, "run_training", stop)

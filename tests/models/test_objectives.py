@@ -33,6 +33,8 @@ from dl_techniques.training.setup import component_optimizer
 
 SOURCES = ("vqa", "captions", "none")
 LAMBDA = 0.3
+# Where several steps are taken JAX is quicker compiled.
+EAGER = keras.backend.backend() != "jax"
 
 
 def new_model(
@@ -393,12 +395,12 @@ def test_accumulation_with_separate_means():
     """Each micro-batch that learns anything counts as one, so that the lambdas' ratio stays."""
     pieces, whole = accumulation_pieces()
     objective = Objective(lambda_text=LAMBDA)
-    model = new_model(optimizer=accumulating(3), objective=objective)
+    model = new_model(optimizer=accumulating(3), objective=objective, eager=EAGER)
     start = values(model)
     history = model.fit(Batches(pieces), shuffle=False, verbose=0).history
     assert history["loss_text"][0] > 0
     moves = [b - a for a, b in zip(start, values(model), strict=True)]
-    model = new_model(objective=objective)
+    model = new_model(objective=objective, eager=EAGER)
     model.train_on_batch(*whole)
     expected = [(b - a) / 2 for a, b in zip(start, values(model), strict=True)]
     assert_same(moves, expected, 1e-6)
@@ -407,7 +409,7 @@ def test_accumulation_with_separate_means():
 @pytest.mark.parametrize("objective", [Objective(lambda_vlm=2.0), None])
 def test_accumulation_of_tokens_alike_is_exact(objective):
     pieces, whole = accumulation_pieces()
-    model = new_model(optimizer=accumulating(3), objective=objective)
+    model = new_model(optimizer=accumulating(3), objective=objective, eager=EAGER)
     for piece in pieces:
         model.train_on_batch(*piece)
     moved = values(model)
@@ -420,14 +422,14 @@ def test_accumulation_of_tokens_alike_is_exact(objective):
 def test_accumulation_of_contrasts_weighs_by_pairs():
     batch, labels = contrast_batch()
     pieces = [rows_of(batch, labels, rows) for rows in ([0, 1, 4, 2], [1, 4, 3, 2])]
-    model = new_model(optimizer=accumulating(2), objective=CONTRAST_ALONE)
+    model = new_model(optimizer=accumulating(2), objective=CONTRAST_ALONE, eager=EAGER)
     start = values(model)
     for piece in pieces:
         model.train_on_batch(*piece)
     moves = [b - a for a, b in zip(start, values(model), strict=True)]
     expected = []
     for piece in pieces:
-        model = new_model(objective=CONTRAST_ALONE)
+        model = new_model(objective=CONTRAST_ALONE, eager=EAGER)
         model.train_on_batch(*piece)
         expected.append([b - a for a, b in zip(start, values(model), strict=True)])
     assert_same(moves, [0.6 * a + 0.4 * b for a, b in zip(*expected, strict=True)], 1e-6)
@@ -437,7 +439,7 @@ def test_pairs_count_where_tokens_of_their_rows_do_not():
     batch, labels = contrast_batch()
     pieces = [rows_of(batch, labels, rows) for rows in ([0, 1, 4], [2, 2])]
     objective = Objective(lambda_vlm=0.0, lambda_text=LAMBDA, lambda_contrast=0.5)
-    model = new_model(objective=objective)
+    model = new_model(objective=objective, eager=EAGER)
     assert [float(model._batch_weight(*piece, None)) for piece in pieces] == [1.0, 1.0]
     nothing = np.full((2, 16), -100, "int32")
     assert float(model._batch_weight(pieces[1][0], nothing, None)) == 0.0

@@ -127,6 +127,46 @@ def test_a_step_that_is_not_finite_is_left_out_and_named(tmp_path):
         ).run()
 
 
+def test_loss_scaling_leaves_it_out_too(tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = micro_nanovlm()
+    finally:
+        keras.config.set_dtype_policy(before)
+    seen = {}
+
+    def keep(step, model):
+        seen[step] = weights(model)
+
+    stage = align(steps=5, data=ToyStream(1, spoiled=[2]))
+    StageTrainer(model, [stage], tmp_path, on_step=keep).run()
+    assert not moved(seen[2], seen[3]) and moved(seen[3], seen[5])
+    (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 3, "loss": "nan", "samples": ["toy/2"]}
+    spoiled = align(steps=9, data=ToyStream(1, spoiled=[3, 4, 5]))
+    with pytest.raises(FloatingPointError, match="3 steps in a row.*up to step 6"):
+        StageTrainer(model, [spoiled], tmp_path / "b", max_skipped=3).run()
+
+
+def test_averages_are_what_a_stage_ends_with(tmp_path):
+    model, seen = micro_nanovlm(), {}
+
+    def keep(step, model):
+        seen[step] = weights(model), model.optimizer.averaged_values()
+
+    stage = align(steps=3, ema_decay=0.9)
+    StageTrainer(model, [stage], tmp_path, on_step=keep).run()
+    last, averages = seen[3]
+    names = [v.path for v in model.trainable_variables]
+    end = weights(model)
+    for name, average in zip(names, averages, strict=True):
+        np.testing.assert_array_equal(end[name], average)
+        assert np.abs(last[name] - average).max() > 1e-5
+    saved = keras.saving.load_model(tmp_path / "align" / "model.keras", compile=False)
+    assert not moved(end, weights(saved))
+
+
 def test_what_cannot_be_run_is_refused(whole, tmp_path):
     model = micro_nanovlm()
     with pytest.raises(ValueError, match="Stages need names of their own"):

@@ -235,7 +235,7 @@ _NANOVLM = {
     "clipnorm": 1.0,
     "label_smoothing": 0.0,
     "chunk_size": 2048,
-    "precision": "bfloat16",
+    "precision": "mixed_bfloat16",
 }
 
 RECIPES = {
@@ -274,7 +274,7 @@ RECIPES = {
         "warmup_share": 0.03,
         "alpha": 0.1,
         "clipnorm": 1.0,
-        "precision": "bfloat16",
+        "precision": "mixed_bfloat16",
         "stages": [
             {
                 "name": "contrast",

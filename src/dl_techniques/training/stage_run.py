@@ -17,6 +17,7 @@ from dl_techniques.training.batches_ahead import BatchesAhead
 from dl_techniques.training.checkpoint_store import CheckpointStore
 from dl_techniques.training.processes import (
     any_process,
+    assign_full,
     gather_json,
     is_main_process,
     process_count,
@@ -90,7 +91,11 @@ class StageRun:
     def _write_result(self) -> None:
         folder = self._trainer.folder / self._stage.name
         folder.mkdir(parents=True, exist_ok=True)
-        with self._averaged(), whole_weights(self._model):
+        if _inner(self._model.optimizer).ema_decay is not None:
+            averages = _inner(self._model.optimizer).averaged_values()
+            for variable, value in zip(self._model.trainable_variables, averages, strict=True):
+                assign_full(variable, value)
+        with whole_weights(self._model):
             if not is_main_process():
                 return
             if lora_layers(self._model):
@@ -118,8 +123,8 @@ class StageRun:
     def _evaluate(self) -> tuple[float | None, bool]:
         """Evaluate if it is time; return the score, and whether there was an evaluation."""
         trainer = self._trainer
-        every = trainer.evaluate_every or self._stage.steps
-        due = self._done == self._stage.steps or self._step_number % every == 0
+        every = trainer.evaluate_every
+        due = self._done == self._stage.steps or (every and self._step_number % every == 0)
         if trainer.evaluate is None or not due:
             return None, False
         with self._averaged():

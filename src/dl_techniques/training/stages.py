@@ -48,8 +48,8 @@ class Stage:
             `alpha` times the peak, or "constant".
         accumulation_steps: Batches per update; each counts by its learned tokens.
         clipnorm: The largest norm of all gradients together, or None.
-        ema_decay: Of averages of the trained weights, which are evaluated and saved in place of
-            them; None: no averages.
+        ema_decay: Of averages of the trained weights, which are evaluated in place of them, and are
+            what the stage ends with; None: no averages.
         label_smoothing: See `NanoVLMLoss`.
         chunk_size: Logits of so many tokens exist at a time; None: all. See `NanoVLMLoss`.
         objective: Arguments of `Objective`; None: the next-token loss alone.

@@ -1,0 +1,67 @@
+"""The demo in a small form, trained in several ways: how many held-out questions each answers.
+
+    KERAS_BACKEND=jax python benchmarks/training_variants.py [NAME ...]
+
+Precisions are measured on the demo's own settings; the other rows have AdamW, and the same number
+of steps: one stage of half of them and another, which is AdamW again, or adapters on rounded
+kernels.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HALF = 450
+_ADAMW = {"optimizer": {"type": "adamw", "weight_decay": 0.05}}
+_RATE = {"learning_rates": {"vision": 2e-3, "language": 2e-3, "projection": 2e-3}}
+_SMALL = {"pictures": 6000, "epochs": 3, "held_out_questions": 2000, "log_every": 200}
+_BASE = {**_ADAMW, **_RATE, "stages": [{"name": "base", "steps": HALF}]}
+_LORA = {
+    "name": "adapters",
+    "steps": HALF,
+    "lora": {"pattern": r"language_decoder/block_\d+", "rank": 16, "quantize": "int8"},
+    "learning_rates": {"lora_kernel_[ab]": 4e-3, "vision": 2e-3, "projection": 2e-3},
+}
+VARIANTS = {
+    "float32": {},
+    "mixed_bfloat16": {"precision": "mixed_bfloat16"},
+    "mixed_float16": {"precision": "mixed_float16"},
+    "adamw": {**_BASE, "stages": [*_BASE["stages"], {"name": "more", "steps": HALF}]},
+    "ema": {**_ADAMW, **_RATE, "steps": 2 * HALF, "ema_decay": 0.99},
+    "muon": {"steps": 2 * HALF},
+    "int8 + lora": {**_BASE, "stages": [*_BASE["stages"], _LORA]},
+}
+
+
+def run(name: str, folder: str) -> None:
+    from dl_techniques.training.recipes import get_recipe
+    from dl_techniques.training.run import run_training
+
+    run_training({**get_recipe("demo"), **_SMALL, **VARIANTS[name], "output_dir": folder})
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--run"]:
+        run(*sys.argv[2:])
+        return
+    names = sys.argv[1:] or list(VARIANTS)
+    print(f"{os.environ['KERAS_BACKEND']}, exact match on held-out questions")
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                [sys.executable, __file__, "--run", name, folder], capture_output=True, text=True
+            )
+            if done.returncode:
+                raise RuntimeError(done.stdout + done.stderr)
+            results = json.loads((Path(folder) / "results.json").read_text())
+            rows = (Path(folder) / "log.jsonl").read_text().splitlines()
+        skipped = json.loads(rows[-1])["skipped_steps"]
+        kinds = " ".join(f"{k} {v['exact_match']:.1%}" for k, v in results.items())
+        print(f"{name:16s} {kinds} ({len(rows)} steps, {skipped} skipped)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
