@@ -33,21 +33,23 @@ def run(folder: pathlib.Path, steps: int) -> None:
     model = micro_nanovlm(dropout=0.2)
     stages = [align(steps), tune(steps, ema_decay=0.9)]
 
+    steps_taken = []
+
     def wait(step, model):
-        if step == 1:
-            print("first step", flush=True)
+        steps_taken.append(step)
+        if len(steps_taken) == 3:  # All is compiled.
+            print("trains", flush=True)
         time.sleep(0.02)
 
     trainer = StageTrainer(model, stages, folder, checkpoint_every=2, on_step=wait)
     resume = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("step_*"))
-    print("starts", flush=True)
     trainer.run(resume=resume)
     values = {f"{i:03d}": keras.ops.convert_to_numpy(v.value) for i, v in enumerate(model.weights)}
     save_file(values, folder / RESULT)
 
 
 def start(folder: pathlib.Path, steps: int) -> subprocess.Popen:
-    """Start the process, and wait until it begins to train."""
+    """Start the process, and wait until it has taken some steps."""
     process = subprocess.Popen(
         [sys.executable, __file__, "run", folder, str(steps)],
         stdout=subprocess.PIPE,
@@ -57,7 +59,7 @@ def start(folder: pathlib.Path, steps: int) -> subprocess.Popen:
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if line == "starts\n":
+        if line == "trains\n":
             return process
     raise AssertionError("".join(seen))
 
@@ -69,7 +71,7 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def kill_again_and_again(folder: pathlib.Path, steps: int, kills: int, longest: float) -> list[str]:
-    """Kill a run at random moments; return where it was each time."""
+    """Kill a run at random moments; return which checkpoints there were each time."""
     moments = random.Random(0)
     found = []
     for _ in range(kills):
@@ -80,9 +82,7 @@ def kill_again_and_again(folder: pathlib.Path, steps: int, kills: int, longest: 
         assert not (folder / RESULT).exists(), "The run is too short for so many kills."
         places = folder / "checkpoints"
         names = sorted(path.name for path in places.iterdir()) if places.is_dir() else []
-        found.append(names[-1] if names else "nothing")
-        if any(name.startswith(".writing") for name in names):
-            found[-1] += " and a half-written one"
+        found.append(" ".join(name for name in names if name != ".lock") or "nothing")
     finish(start(folder, steps))
     return found
 

@@ -55,6 +55,8 @@ def chunked_cross_entropy(
     """
     arrays = [ops.convert_to_tensor(x) for x in (hidden, targets, weights, head)]
     _check_shapes(*arrays, transpose_head)
+    # TensorFlow's variables, which stay variables there, would take a gradient of their own.
+    arrays[3] = ops.reshape(arrays[3], arrays[3].shape)
     _check_numbers(arrays[0].shape[0], chunk_size, label_smoothing, shards)
     arrays[2] = ops.cast(arrays[2], "float32")
     wanted = _gradient_wanted(arrays[0]), _gradient_wanted(arrays[3])
