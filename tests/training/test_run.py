@@ -13,6 +13,7 @@ from dl_techniques.datasets.shapes import generate_shapes
 from dl_techniques.evaluation.question_answering import answer_questions
 from dl_techniques.preprocessing.images import load_image
 from dl_techniques.training import run
+from dl_techniques.training.progress import ProgressReport
 from dl_techniques.training.recipes import RECIPES, check_config, get_recipe
 
 FILES = {
@@ -334,6 +335,17 @@ def test_stages_run_on_a_mixture(mixed_run):
     assert (folder / "align" / "model.keras").is_file()
     assert (folder / "tune" / "adapters" / "adapter_config.json").is_file()
     assert 0 <= results["all"]["exact_match"] <= 1
+
+
+def test_patterns_are_shown_as_they_are(capsys):
+    report = ProgressReport(1, 0, 1)
+    report.step(
+        {
+            **{"step": 1, "epoch": 1, "loss": 2.0, "accuracy": 0.5, "tokens_per_second": 9.0},
+            "learning_rates": {"lora_kernel_[ab]": 0.1},
+        }
+    )
+    assert "lr lora_kernel_[ab]=0.1" in capsys.readouterr().out
 
 
 def test_losses_are_told_per_source(mixed_run):

@@ -24,7 +24,7 @@ class ProgressReport:
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]} step {task.completed}/{task.total}"),
             BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
@@ -55,4 +55,4 @@ class ProgressReport:
 
     def say(self, line: str) -> None:
         """Print a line beside the bar."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
