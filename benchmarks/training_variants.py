@@ -14,10 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-HALF = 450
+HALF = 120
 _ADAMW = {"optimizer": {"type": "adamw", "weight_decay": 0.05}}
 _RATE = {"learning_rates": {"vision": 2e-3, "language": 2e-3, "projection": 2e-3}}
-_SMALL = {"pictures": 6000, "epochs": 3, "held_out_questions": 2000, "log_every": 200}
+_SMALL = {"pictures": 4000, "steps": 240, "held_out_questions": 1000, "log_every": 200}
 _BASE = {**_ADAMW, **_RATE, "stages": [{"name": "base", "steps": HALF}]}
 _LORA = {
     "name": "adapters",
@@ -30,8 +30,8 @@ VARIANTS = {
     "mixed_bfloat16": {"precision": "mixed_bfloat16"},
     "mixed_float16": {"precision": "mixed_float16"},
     "adamw": {**_BASE, "stages": [*_BASE["stages"], {"name": "more", "steps": HALF}]},
-    "ema": {**_ADAMW, **_RATE, "steps": 2 * HALF, "ema_decay": 0.99},
-    "muon": {"steps": 2 * HALF},
+    "ema": {**_ADAMW, **_RATE, "ema_decay": 0.99},
+    "muon": {},
     "int8 + lora": {**_BASE, "stages": [*_BASE["stages"], _LORA]},
 }
 
