@@ -14,10 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-HALF = 120
+HALF = 450
 _ADAMW = {"optimizer": {"type": "adamw", "weight_decay": 0.05}}
 _RATE = {"learning_rates": {"vision": 2e-3, "language": 2e-3, "projection": 2e-3}}
-_SMALL = {"pictures": 4000, "steps": 240, "held_out_questions": 1000, "log_every": 200}
+_SMALL = {"pictures": 6000, "steps": 2 * HALF, "held_out_questions": 2000, "log_every": 200}
 _BASE = {**_ADAMW, **_RATE, "stages": [{"name": "base", "steps": HALF}]}
 _LORA = {
     "name": "adapters",
