@@ -116,6 +116,20 @@ def test_wrong_settings_and_other_data_are_refused():
         iter(stream(lookahead=5)).set_state(iterator.get_state())
 
 
+def test_each_token_names_its_source_and_rows_can_have_one_document():
+    used = stream(max_documents=1)
+    iterator = iter(used)
+    names, seen = list(used.sources), set()
+    for _ in range(6):
+        inputs, _ = next(iterator)
+        assert inputs["segment_ids"].max() == 1
+        np.testing.assert_array_equal(inputs["source_ids"] > 0, inputs["attention_mask"])
+        found = [names[row.max() - 1] for row in inputs["source_ids"] if row.any()]
+        assert found == [name.split("/")[0] for name in iterator.sample_ids()]
+        seen |= set(found)
+    assert seen == set(names)
+
+
 def test_fit_takes_it():
     import keras
     from tiny_models import IMAGE_SIZE, TOKENS_PER_IMAGE, tiny_nanovlm

@@ -46,7 +46,11 @@ def shapes_run(tmp_path_factory):
     evaluated = []
     with pytest.MonkeyPatch.context() as patch:
         evaluate = run.final_evaluation
-        keep = lambda *args: evaluated.extend(args) or evaluate(*args)  # noqa: E731
+
+        def keep(*args):
+            evaluated.extend(args)
+            return evaluate(*args)
+
         patch.setattr(run, "final_evaluation", keep)
         return folder, run.run_training(micro_config(folder)), evaluated
 
@@ -105,6 +109,8 @@ def test_a_run_can_be_resumed_after_its_end(shapes_run, tmp_path):
         run.run_training(micro_config(folder, batch_size=12), resume=True)
     with pytest.raises(ValueError, match="holds the checkpoints of a run. Resume it, restart it"):
         run.run_training(micro_config(folder))
+    with pytest.raises(ValueError, match="either resumed or restarted"):
+        run.run_training(micro_config(folder), resume=True, restart=True)
     assert (folder / "config.json").read_text() == before
 
 

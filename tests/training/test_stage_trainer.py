@@ -12,6 +12,7 @@ from tiny_models import logits
 from toy_runs import micro_nanovlm
 from toy_stages import ToyStream, align, text_batch, tune
 
+from dl_techniques.training.flops import model_flops
 from dl_techniques.training.stage_trainer import StageTrainer
 from dl_techniques.training.stages import Stage
 
@@ -67,6 +68,14 @@ def test_the_log_has_every_step(whole):
     assert set(rows[0]) >= {"learning_rate/modality_projection", "gradient_norm/all"}
     assert len([key for key in rows[-1] if key.startswith("learning_rate/")]) == 2
     assert list((folder / "tensorboard").glob("events*"))
+    model = fresh_model()
+    for stage, line in ((align(), 0), (tune(), -1)):
+        speed = json.loads((folder / "log.jsonl").read_text().splitlines()[line])
+        stage.apply(model)
+        expected = stage.accumulation_steps * model_flops(model, next(iter(stage.data))[0])
+        found = speed["speed/model_tflops_per_second"] * speed["speed/seconds"] * 1e12
+        assert found == pytest.approx(expected)
+        assert speed["speed/peak_memory_mb"] > 10
     last = keras.saving.load_model(folder / "tune" / "model.keras", compile=False)
     for path, value in weights(last).items():
         np.testing.assert_array_equal(value, end[path])

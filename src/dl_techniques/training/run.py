@@ -63,6 +63,8 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
     Raises:
         ValueError: for unknown or contradicting settings, before anything is computed.
     """
+    if resume and restart:
+        raise ValueError("A run is either resumed or restarted, not both.")
     check_config(config)
     _join_processes(config)  # Before anything is computed.
     folder = Path(config["output_dir"])
@@ -78,7 +80,8 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
         _check_same_run(folder, config)
     keras.config.set_dtype_policy(precision_policy(config["precision"]))
     keras.utils.set_random_seed(config["seed"])
-    train, held_out = load_data(stage_configs(config)[0])
+    first = stage_configs(config)[0]
+    train, held_out = load_data(first)
     with _devices(config):
         if skeleton is None:
             model = new_model(config)
@@ -90,8 +93,9 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
     held_out = usable(processor, held_out)
     stages = []
     for settings in stage_configs(config):
-        samples = train if settings["data"] == config["data"] else load_data(settings)[0]
-        stages.append(_stage(settings, *stage_data(settings, processor, samples)[::-1]))
+        samples = _samples(settings, first, train)
+        data, steps = stage_data(settings, processor, samples)
+        stages.append(_stage(settings, steps, data))
     trainer = _trainer(config, model, stages, processor, held_out, folder)
     if not resume:  # A run that cannot be resumed must leave the folder as it was.
         trainer.begin(restart)
@@ -107,6 +111,15 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
     if not held_out or process_count() > 1:
         return {}
     return final_evaluation(model, processor, held_out, folder)
+
+
+def _samples(settings: dict, first: dict, train: list) -> list:
+    """Return what a stage learns without a mixture, read once if it is the first stage's."""
+    if settings["mixture"] is not None:
+        return []
+    if all(settings[name] == first[name] for name in ("data", "mixture")):
+        return train
+    return load_data(settings)[0]
 
 
 def _join_processes(config: dict) -> None:
