@@ -10,11 +10,13 @@ from micro_config import micro_config
 from PIL import Image
 
 from dl_techniques.datasets.shapes import generate_shapes
-from dl_techniques.evaluation.question_answering import answer_questions
+from dl_techniques.datasets.vqa_dataset import VQADataProcessor
+from dl_techniques.evaluation.question_answering import AnsweredQuestion, answer_questions
 from dl_techniques.preprocessing.images import load_image
-from dl_techniques.training import run
+from dl_techniques.training import run, run_evaluation
 from dl_techniques.training.progress import ProgressReport
 from dl_techniques.training.recipes import RECIPES, check_config, get_recipe
+from dl_techniques.training.run_data import stage_data
 
 FILES = {
     "checkpoints",
@@ -398,3 +400,32 @@ def test_a_run_starts_again_from_its_config_and_says_so(shapes_run, tmp_path, ca
     assert len(read_log(tmp_path / "again")) == len(losses[0])
     with pytest.raises(ValueError, match="not valid JSON"):
         train_command(["--config", str(folder / "loss_curve.png")], get_recipe)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "unit"), [({"colours": 0.5, "texts": 0.5}, "answer_tokens"), ("all", "rows")]
+)
+def test_shares_are_of_tokens_and_all_sources_go_by_their_rows(
+    mixture, unit, mixed_run, mixed_data, tmp_path
+):
+    processor = VQADataProcessor.load(mixed_run[0])
+    config = mixed_config(tmp_path, mixed_data, mixture=mixture, steps=7, max_documents=1)
+    data, steps = stage_data({**config, "name": "a"}, processor, [])
+    assert (data.mixture.unit, steps, data.settings.max_documents) == (unit, 7, 1)
+    assert set(data.sources) == {"colours", "texts"}
+
+
+def test_the_score_of_an_evaluation_is_the_share_of_right_answers(
+    mixed_run, mixed_data, tmp_path, monkeypatch
+):
+    answers = [
+        AnsweredQuestion(str(k), "question", [], "Why?", ["so"], "so" if k else "no")
+        for k in range(4)
+    ]
+    monkeypatch.setattr(run_evaluation, "answer_questions", lambda *args: answers)
+    processor = VQADataProcessor.load(mixed_run[0])
+    held_out = run.load_data(mixed_config(tmp_path, mixed_data))[1]
+    found = run_evaluation.PeriodicEvaluation(processor, held_out, 4, tmp_path)(12, None)
+    assert found.numbers == {"exact_match": 0.75} and found.score == 0.75
+    with Image.open(tmp_path / "samples" / "step_000012.png") as sheet:
+        np.testing.assert_array_equal(found.pictures["samples"], np.asarray(sheet.convert("RGB")))
