@@ -133,14 +133,14 @@ def assert_same(got, expected, tolerance=1e-5):
 def test_documents_with_pictures(name):
     fusion, make = BATCHES[name]
     batch = make()
-    token = IMAGE_ID if fusion == "placeholder" else None
-    got = run(lambda b: documents_with_image(b, token), batch)
+    marks = (IMAGE_ID,) if fusion == "placeholder" else ()
+    got = run(lambda b: documents_with_image(b, marks), batch)
     np.testing.assert_array_equal(got, has_picture(name, batch))
     assert got.any() and not got.all()
     without = {k: batch[k] for k in ("text_tokens",)}
-    assert run(lambda b: documents_with_image(b, token), without).any() == (name != "prefix")
+    assert run(lambda b: documents_with_image(b, marks), without).any() == (name != "prefix")
     if name == "prefix":
-        assert run(lambda b: documents_with_image(b, None), {**batch, "num_images": None}).all()
+        assert run(lambda b: documents_with_image(b, ()), {**batch, "num_images": None}).all()
 
 
 @pytest.mark.parametrize("chunk_size", [None, 7])

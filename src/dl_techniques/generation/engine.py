@@ -115,17 +115,21 @@ class Engine:
             counts = np.full(len(tokens), images) if counts is None else np.asarray(counts)
             if self.model.fusion == "prefix":
                 prefix = images * embeds.shape[2]
-        tokens, mask = _left_padded(tokens, mask, pad_id)
+        arrays = [(tokens.astype("int32"), pad_id), (mask, False)]
+        if inputs.get("image_tags") is not None:
+            arrays.append((np.asarray(inputs["image_tags"], "int32"), 0))
         longest = max(1, int(mask.sum(axis=1).max()))
         length = min(bucket(longest, TOKEN_BUCKET), most_slots - prefix)
-        tokens, mask = (
-            pad_to(x[:, -longest:], length, 1, value, before=True)
-            for x, value in ((tokens, pad_id), (mask, False))
-        )
         batch = bucket(len(tokens))
+        names = ("text_tokens", "attention_mask", "image_tags")
         padded = {
-            "text_tokens": pad_to(tokens, batch, 0, pad_id),
-            "attention_mask": pad_to(mask, batch, 0),
+            name: pad_to(
+                pad_to(_left_padded(x, mask, value)[:, -longest:], length, 1, value, before=True),
+                batch,
+                0,
+                value,
+            )
+            for name, (x, value) in zip(names, arrays, strict=False)
         }
         if embeds is not None:
             extra = [(0, batch - len(tokens)), (0, _image_room(self.model, images) - images)]
@@ -264,12 +268,11 @@ class Decoding:
         return np.array(values[: self._rows, : self._request.max_new_tokens])
 
 
-def _left_padded(tokens, mask, pad_id):
+def _left_padded(x, mask, value):
     """Move every row's padding to the left, so that all rows end in the same slot."""
     order = np.argsort(mask, axis=1, kind="stable")
-    mask = np.take_along_axis(mask, order, axis=1)
-    tokens = np.where(mask, np.take_along_axis(tokens, order, axis=1), pad_id)
-    return tokens.astype("int32"), mask
+    x = np.take_along_axis(x, order, axis=1)
+    return np.where(np.take_along_axis(mask, order, axis=1), x, value).astype(x.dtype)
 
 
 def _image_room(model, images):

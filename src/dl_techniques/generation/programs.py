@@ -53,6 +53,7 @@ def prefill(model, inputs: dict, cache, mask, start):
     fused = model.embed(inputs)
     decoder = model.language_decoder
     mask = write_slots(mask, fused["attention_mask"], start)
+    context = {name: fused[name] for name in ("context", "context_mask") if name in fused}
     image_ids = fused.get("image_ids")
     if image_ids is not None:
         free = ops.zeros(ops.shape(mask), dtype=image_ids.dtype)
@@ -64,6 +65,7 @@ def prefill(model, inputs: dict, cache, mask, start):
         cache=cache,
         cache_index=start,
         return_hidden=True,
+        **context,
     )
     return _logits(model, hidden[:, -1]), cache, mask
 
@@ -106,9 +108,10 @@ def choose(model, logits, state: dict, i, options: dict, choice: Choice) -> dict
         scores = penalised(scores, state["held"], options["settings"][0])
     for processor in choice.processors:
         scores = processor(scores, state["ids"], i)
-    if model.image_token_id is not None:
-        forbidden = ops.arange(model.vocab_size) == model.image_token_id
-        scores = ops.where(forbidden, -float("inf"), scores)
+    if model.image_mark_ids:
+        marks = ops.convert_to_tensor(model.image_mark_ids, dtype="int32")
+        places = ops.expand_dims(ops.arange(model.vocab_size, dtype="int32"), 1)
+        scores = ops.where(ops.any(places == marks, axis=1), -float("inf"), scores)
     if choice.greedy:
         token = ops.cast(ops.argmax(scores, axis=-1), "int32")
     else:

@@ -1,4 +1,4 @@
-"""Grouped-query attention with optional rotary positions, query-key norm and key-value cache."""
+"""Grouped-query attention, self or cross, with rotary positions, query-key norm and a cache."""
 
 import math
 
@@ -12,7 +12,7 @@ from dl_techniques.layers.rotary_embedding import RotaryEmbedding
 
 @register
 class GroupedQueryAttention(ConfiguredLayer):
-    """Self-attention in which groups of query heads share one key-value head.
+    """Attention in which groups of query heads share one key-value head.
 
     Args:
         hidden_dim: Width of input and output.
@@ -36,6 +36,8 @@ class GroupedQueryAttention(ConfiguredLayer):
         cache: pair of float[B, max_len, num_kv_heads, head_dim], keys and values; S is then
             max_len, and `attention_mask` is required. It is used up (see `write_slots`).
         cache_index: slot of the cache that x's first token takes.
+        keys_values: pair of float[B, S, num_kv_heads, head_dim] that `project_context` returned,
+            for attention to other tokens than x; there are no rotary positions then.
 
     Returns:
         float[B, T, hidden_dim], with a cache: (that, the updated cache).
@@ -122,16 +124,12 @@ class GroupedQueryAttention(ConfiguredLayer):
         attention_mask=None,
         cache=None,
         cache_index=None,
+        keys_values=None,
         training=None,
     ):
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if self.qk_norm == "width":
-            query, key = self.q_norm(query), self.k_norm(key)
-        query = self._heads(query, self.num_heads)
-        key, value = (self._heads(part, self.num_kv_heads) for part in (key, value))
-        if self.qk_norm and self.qk_norm != "width":
-            query, key = self.q_norm(query), self.k_norm(key)
-        if self.rotary_embedding is not None:
+        query = self._normed_heads(self.q_proj(x), self.num_heads, self.q_norm)
+        key, value = self.project_context(x) if keys_values is None else keys_values
+        if self.rotary_embedding is not None and keys_values is None:
             if positions is None:
                 positions = ops.expand_dims(ops.arange(ops.shape(x)[1]), 0)
             query = self.rotary_embedding(query, positions)
@@ -147,6 +145,17 @@ class GroupedQueryAttention(ConfiguredLayer):
         batch, length = ops.shape(x)[:2]
         out = self.o_proj(ops.reshape(out, (batch, length, self.num_heads * self.head_dim)))
         return out if cache is None else (out, cache)
+
+    def project_context(self, context):
+        """Return the keys and values, float[B, S, num_kv_heads, head_dim], of float[B, S, D]."""
+        key = self._normed_heads(self.k_proj(context), self.num_kv_heads, self.k_norm)
+        return key, self._heads(self.v_proj(context), self.num_kv_heads)
+
+    def _normed_heads(self, x, num_heads, norm):
+        if self.qk_norm == "width":
+            return self._heads(norm(x), num_heads)
+        x = self._heads(x, num_heads)
+        return norm(x) if self.qk_norm else x
 
     def _heads(self, x, num_heads):
         batch, length = ops.shape(x)[:2]

@@ -1,4 +1,4 @@
-"""PatchEmbedding: an image as a sequence of patch tokens with learned positions."""
+"""PatchEmbedding: an image as a sequence of patch tokens with positions."""
 
 import keras
 from keras import ops
@@ -18,11 +18,13 @@ class PatchEmbedding(ConfiguredLayer):
         embed_dim: Width of the tokens.
         class_token: Whether a learned token comes first; it has a position of its own.
         use_bias: A bias on the projection of the patches.
+        positions: "learned", or "sincos": a fixed table (see `sincos_positions`) for any size.
 
     Input: float[B, H, W, 3]. Output: float[B, (H // patch) * (W // patch) (+ 1), embed_dim].
 
     Raises:
-        ValueError: if an image is smaller than one patch or does not have 3 channels.
+        ValueError: if an image is smaller than one patch or does not have 3 channels, or for
+            unknown positions, or sincos ones with a width that is no multiple of 4.
     """
 
     def __init__(
@@ -32,14 +34,20 @@ class PatchEmbedding(ConfiguredLayer):
         embed_dim: int = 768,
         class_token: bool = False,
         use_bias: bool = True,
+        positions: str = "learned",
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if positions not in ("learned", "sincos"):
+            raise ValueError(f"positions={positions!r} must be 'learned' or 'sincos'.")
+        if positions == "sincos" and embed_dim % 4:
+            raise ValueError(f"positions='sincos' need a multiple of 4, got embed_dim={embed_dim}.")
         self.img_size = img_size
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         self.class_token = class_token
         self.use_bias = use_bias
+        self.positions = positions
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = (height // patch_size, width // patch_size)
         if min(self.grid) < 1:
@@ -51,12 +59,13 @@ class PatchEmbedding(ConfiguredLayer):
     def build(self, images_shape):
         self._grid_of(images_shape)
         self.patch_projection.build((None, None, self.patch_size**2 * 3))
-        rows, columns = self.grid
-        self.position_embedding = self.add_weight(
-            name="position_embedding",
-            shape=(rows * columns + int(self.class_token), self.embed_dim),
-            initializer=keras.initializers.TruncatedNormal(stddev=0.02),
-        )
+        if self.positions == "learned":
+            rows, columns = self.grid
+            self.position_embedding = self.add_weight(
+                name="position_embedding",
+                shape=(rows * columns + int(self.class_token), self.embed_dim),
+                initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            )
         if self.class_token:
             self.class_embedding = self.add_weight(
                 name="class_embedding", shape=(self.embed_dim,), initializer="zeros"
@@ -71,12 +80,16 @@ class PatchEmbedding(ConfiguredLayer):
         x = images[:, : rows * p, : columns * p]
         x = ops.transpose(ops.reshape(x, (batch, rows, p, columns, p, 3)), (0, 1, 3, 2, 4, 5))
         x = self.patch_projection(ops.reshape(x, (batch, rows * columns, p * p * 3)))
-        positions = ops.cast(self.position_embedding, x.dtype)
-        first = int(self.class_token)
-        x = x + self._interpolated(positions[first:], (rows, columns))
+        if self.positions == "sincos":
+            x = x + ops.cast(sincos_positions(rows, columns, self.embed_dim), x.dtype)
+        else:
+            positions = ops.cast(self.position_embedding, x.dtype)
+            first = int(self.class_token)
+            x = x + self._interpolated(positions[first:], (rows, columns))
         if not self.class_token:
             return x
-        token = ops.cast(self.class_embedding, x.dtype) + positions[0]
+        token = ops.cast(self.class_embedding, x.dtype)
+        token = token + positions[0] if self.positions == "learned" else token
         token = ops.broadcast_to(ops.reshape(token, (1, 1, -1)), (batch, 1, self.embed_dim))
         return ops.concatenate([token, x], axis=1)
 
@@ -106,6 +119,26 @@ class PatchEmbedding(ConfiguredLayer):
                 f"patch_size={self.patch_size} pixels, got shape {shape}."
             )
         return tuple(None if side is None else side // self.patch_size for side in shape[1:3])
+
+
+def sincos_positions(rows, columns, width: int):
+    """Return float32[rows * columns, width]: sines and cosines of each patch's place.
+
+    The first half of the channels is for the row, the second for the column; each half has the
+    sines, then the cosines, of the place over 10000 ** (2 k / half).
+
+    Reference: MoCo v3, https://arxiv.org/abs/2104.02057.
+    """
+    half = width // 2
+    rates = 10000.0 ** (-ops.arange(half // 2, dtype="float32") / (half // 2))
+
+    def waves(count):
+        angles = ops.expand_dims(ops.arange(count, dtype="float32"), 1) * rates
+        return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=1)
+
+    by_row = ops.repeat(ops.expand_dims(waves(rows), 1), columns, axis=1)
+    by_column = ops.repeat(ops.expand_dims(waves(columns), 0), rows, axis=0)
+    return ops.reshape(ops.concatenate([by_row, by_column], axis=-1), (-1, width))
 
 
 def resampling_matrix(old: int, new):

@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks: the encoder's and the decoder's."""
+"""Pre-norm transformer blocks: the encoder's, the decoder's, and gated cross-attention."""
 
 import keras
 from keras import ops
@@ -141,6 +141,73 @@ class EncoderBlock(ConfiguredLayer):
 
 
 @register
+class GatedCrossAttentionBlock(ConfiguredLayer):
+    """RMSNorm -> attention to a context -> times tanh(gate) -> add.
+
+    The gate starts at zero, so that a new block changes nothing; nor does it where a token sees
+    nothing of the context.
+
+    Args:
+        hidden_dim: Width of input, output and context.
+        num_heads: Query heads.
+        num_kv_heads, head_dim: See `GroupedQueryAttention`.
+        norm_epsilon: Epsilon of the norm.
+
+    Call arguments:
+        x: float[B, T, hidden_dim].
+        keys_values: What `project_context` returned for float[B, S, hidden_dim].
+        attention_mask: bool, broadcastable to [B, num_heads, T, S]; True where a token may look.
+
+    Output: float[B, T, hidden_dim].
+
+    Reference: Flamingo, https://arxiv.org/abs/2204.14198; NVLM-X, https://arxiv.org/abs/2409.11402.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        norm_epsilon: float = 1e-5,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.norm_epsilon = norm_epsilon
+        self.norm = make_norm("rms", norm_epsilon, "norm", self.dtype_policy)
+        self.attention = GroupedQueryAttention(
+            hidden_dim,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            name="attention",
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, x_shape):
+        self.norm.build(x_shape)
+        self.attention.build(x_shape)
+        self.gate = self.add_weight(name="gate", shape=(1,), initializer="zeros")
+
+    def project_context(self, context):
+        """Return the keys and values of float[B, S, hidden_dim], once for many calls."""
+        return self.attention.project_context(context)
+
+    def call(self, x, keys_values, attention_mask=None):
+        attended = self.attention(
+            self.norm(x), attention_mask=attention_mask, keys_values=keys_values
+        )
+        return x + ops.cast(ops.tanh(self.gate), attended.dtype) * attended
+
+    def compute_output_shape(self, x_shape, *args):
+        return x_shape
+
+
+@register
 class DecoderBlock(ConfiguredLayer):
     """The Llama-style block: RMSNorm -> grouped-query attention -> add; RMSNorm -> SwiGLU -> add.
 
@@ -152,9 +219,15 @@ class DecoderBlock(ConfiguredLayer):
             `GroupedQueryAttention`.
         dropout: On attention weights and in the SwiGLU.
         norm_epsilon: Epsilon of the RMS norms.
+        cross_attention: Whether a `GatedCrossAttentionBlock` stands between the two.
 
     Call arguments and returns: as `GroupedQueryAttention`. Without `attention_mask` every token
-    sees every token: give the causal mask (`attention_rule`) for a language model.
+    sees every token: give the causal mask (`attention_rule`) for a language model. With
+    `cross_attention` also:
+        context_mask: bool[B, 1, T, V], who sees what of the context.
+        context: float[B, V, hidden_dim]; None leaves the cross-attention out.
+        cache: a tuple of five after a call with context: the keys and values of the context and
+            bool[B, V], what of it the last token saw and all later ones see, are kept in it.
     """
 
     def __init__(
@@ -170,6 +243,7 @@ class DecoderBlock(ConfiguredLayer):
         qk_norm: bool | str = False,
         dropout: float = 0.0,
         norm_epsilon: float = 1e-5,
+        cross_attention: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -184,6 +258,7 @@ class DecoderBlock(ConfiguredLayer):
         self.qk_norm = qk_norm
         self.dropout = dropout
         self.norm_epsilon = norm_epsilon
+        self.cross_attention = cross_attention
         self.input_norm, self.post_attention_norm = (
             keras.layers.RMSNormalization(epsilon=norm_epsilon, name=name, dtype=self.dtype_policy)
             for name in ("input_norm", "post_attention_norm")
@@ -202,34 +277,57 @@ class DecoderBlock(ConfiguredLayer):
             name="attention",
             dtype=self.dtype_policy,
         )
+        self.cross_block = None
+        if cross_attention:
+            self.cross_block = GatedCrossAttentionBlock(
+                hidden_dim,
+                num_heads,
+                num_kv_heads,
+                head_dim,
+                norm_epsilon,
+                name="cross_attention",
+                dtype=self.dtype_policy,
+            )
         self.mlp = SwiGLU(hidden_dim, mlp_dim, dropout, name="mlp", dtype=self.dtype_policy)
 
     def build(self, x_shape):
-        for part in (self.input_norm, self.attention, self.post_attention_norm, self.mlp):
-            part.build(x_shape)
+        parts = (self.input_norm, self.attention, self.post_attention_norm, self.mlp)
+        for part in (*parts, self.cross_block):
+            if part is not None:
+                part.build(x_shape)
 
     def call(
         self,
         x,
         positions=None,
         attention_mask=None,
+        context_mask=None,
+        context=None,
         cache=None,
         cache_index=None,
         training=None,
     ):
+        seen = () if cache is None else cache[2:]
         attended = self.attention(
             self.input_norm(x),
             positions,
             attention_mask,
-            cache=cache,
+            cache=None if cache is None else cache[:2],
             cache_index=cache_index,
             training=training,
         )
         if cache is not None:
             attended, cache = attended
         x = x + attended
+        if self.cross_block is not None:
+            if context is not None:
+                seen = (*self.cross_block.project_context(context), context_mask[:, 0, -1])
+            elif seen:
+                context_mask = ops.expand_dims(ops.expand_dims(seen[2], 1), 1)
+            if seen:
+                x = self.cross_block(x, seen[:2], context_mask)
         x = x + self.mlp(self.post_attention_norm(x), training=training)
-        return x if cache is None else (x, cache)
+        return x if cache is None else (x, (*cache, *seen))
 
     def compute_output_shape(self, x_shape):
         return x_shape

@@ -24,6 +24,7 @@ class VisionTransformer(ConfiguredLayer):
         use_patch_bias: A bias on the projection of the patches.
         use_pre_norm: A norm before the first block (`pre_norm`).
         use_final_norm: A norm after the last block (`norm`).
+        positions: See `PatchEmbedding`.
         drop_class_token: Whether the class token, which comes first, is left out of the output.
         remat: Whether training keeps only the blocks' inputs and computes their insides again for
             the gradients: less memory, a third more work.
@@ -58,6 +59,7 @@ class VisionTransformer(ConfiguredLayer):
         use_final_norm: bool = True,
         drop_class_token: bool = False,
         remat: bool = False,
+        positions: str = "learned",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -82,12 +84,14 @@ class VisionTransformer(ConfiguredLayer):
         self.use_final_norm = use_final_norm
         self.drop_class_token = drop_class_token
         self.remat = remat
+        self.positions = positions
         self.patch_embedding = PatchEmbedding(
             img_size,
             patch_size,
             embed_dim,
             class_token,
             use_patch_bias,
+            positions,
             name="patch_embedding",
             dtype=self.dtype_policy,
         )

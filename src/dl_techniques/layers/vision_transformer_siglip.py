@@ -15,6 +15,7 @@ SETTINGS = {
     "use_pre_norm": False,
     "use_final_norm": True,
     "drop_class_token": False,
+    "positions": "learned",
 }
 
 

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 
 _FLOATS = ("images", "vision_embeds")
-_LIKE_TOKENS = ("attention_mask", "segment_ids", "positions", "turn_ids", "source_ids")
 
 
 class BatchChecks:
@@ -21,7 +20,16 @@ class BatchChecks:
     Attributes:
         one_document: Whether rows with labels may hold one document only, not packed ones.
         num_sources: The largest id in `source_ids`; None: any.
+        like_tokens: Of the class: the inputs of the shape of `text_tokens`.
     """
+
+    like_tokens: tuple[str, ...] = (
+        "attention_mask",
+        "segment_ids",
+        "positions",
+        "turn_ids",
+        "source_ids",
+    )
 
     def __init__(self, vocab_size, image_token_id, count_image_tokens, ignore_index=-100):
         self.vocab_size = vocab_size
@@ -63,6 +71,9 @@ class BatchChecks:
                 f"num_images={counts.tolist()} must give each of the {len(tokens)} rows a number "
                 f"in [0, {slots}], the images that the batch holds per row."
             )
+        self._check_images(inputs, tokens, counts, tokens_per_image)
+
+    def _check_images(self, inputs, tokens, counts, tokens_per_image):
         if self.image_token_id is not None:
             self._check_placeholders(tokens, counts, tokens_per_image)
 
@@ -87,13 +98,13 @@ class BatchChecks:
             )
 
     def _check_keys(self, tokens, inputs):
-        known = ("text_tokens", "images", "vision_embeds", "num_images", *_LIKE_TOKENS)
+        known = ("text_tokens", "images", "vision_embeds", "num_images", *self.like_tokens)
         unknown = set(inputs) - set(known)
         if unknown:
             raise ValueError(
                 f"inputs have unknown keys {sorted(unknown)}; known are {', '.join(known)}."
             )
-        for name in _LIKE_TOKENS:
+        for name in self.like_tokens:
             value = inputs.get(name)
             if value is not None and np.shape(value) != tokens.shape:
                 raise ValueError(
@@ -145,6 +156,56 @@ class BatchChecks:
                 f"{expected[row]} = {counts[row]} images x {tokens_per_image} tokens. Give "
                 "num_images where rows hold fewer images than the images array has room for."
             )
+
+
+class TaggedBatchChecks(BatchChecks):
+    """The checks of models that read images by cross-attention; see `NVLM`.
+
+    Args:
+        *args: See `BatchChecks`.
+        tile_tag_ids: Ids of tags of one token; None: batches with images need `image_tags`.
+    """
+
+    like_tokens = (*BatchChecks.like_tokens, "image_tags")
+
+    def __init__(self, *args, tile_tag_ids=None):
+        super().__init__(*args)
+        self.tile_tag_ids = tile_tag_ids
+
+    def _check_images(self, inputs, tokens, counts, tokens_per_image):
+        tags = inputs.get("image_tags")
+        if tags is not None:
+            tags = np.asarray(tags)
+        elif self.tile_tag_ids is not None:
+            found = np.isin(tokens, self.tile_tag_ids)
+            tags = np.where(found, np.cumsum(found, axis=1), 0)
+        elif counts.any():
+            raise ValueError("A batch with images needs image_tags: the model has no tile_tag_ids.")
+        else:
+            tags = np.zeros_like(tokens)
+        for row, (of_row, count) in enumerate(zip(tags, counts, strict=True)):
+            numbers = of_row[of_row != 0]
+            if (
+                sorted(set(numbers.tolist())) != list(range(1, count + 1))
+                or (np.diff(numbers) < 0).any()
+            ):
+                raise ValueError(
+                    f"Row {row} has the tags {numbers.tolist()}, expected those of its {count} "
+                    "images, 1, 2, ... in this order. Give num_images where rows hold fewer images "
+                    "than the images array has room for."
+                )
+            if self.image_token_id is not None:
+                self._check_runs(row, tokens[row] == self.image_token_id, of_row, tokens_per_image)
+
+    def _check_runs(self, row, is_placeholder, tags, tokens_per_image):
+        edges = np.flatnonzero(np.diff(np.pad(is_placeholder, 1).astype(int)))
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            if end - start != tokens_per_image or start == 0 or tags[start - 1] == 0:
+                raise ValueError(
+                    f"Row {row} has {end - start} placeholders (id {self.image_token_id}) from "
+                    f"place {start} on, expected {tokens_per_image} right behind the tag of their "
+                    "image."
+                )
 
 
 def _check_one_document(inputs):

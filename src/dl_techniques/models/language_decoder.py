@@ -20,6 +20,8 @@ class LanguageDecoder(ConfiguredLayer):
         num_layers: Number of blocks.
         max_positions: The longest sequence, in tokens; a longer one is an error.
         tie_embeddings: Whether the head is the transposed embedding table.
+        cross_attention_every: k: each k-th block has a gated cross-attention (see `DecoderBlock`);
+            None for a decoder that sees nothing but its own sequence.
         remat: Whether training keeps only the blocks' inputs and computes their insides again for
             the gradients: less memory, a third more work.
 
@@ -34,6 +36,7 @@ class LanguageDecoder(ConfiguredLayer):
         turn_ids: int[B, S], k for tokens that turn k alone sees, 0 for those that all turns see.
         cache: what `make_cache` gave, or an earlier call returned.
         cache_index: the slot of the first of the T tokens.
+        context, context_mask: See `DecoderBlock`; needs `cross_attention_every`.
         return_hidden: return float[B, T, hidden_dim] after the last norm instead of logits.
 
     Returns:
@@ -58,9 +61,15 @@ class LanguageDecoder(ConfiguredLayer):
         norm_epsilon: float = 1e-5,
         tie_embeddings: bool = True,
         remat: bool = False,
+        cross_attention_every: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if cross_attention_every is not None and not 1 <= cross_attention_every <= num_layers:
+            raise ValueError(
+                f"cross_attention_every={cross_attention_every} must be None or lie in [1, "
+                f"num_layers={num_layers}]."
+            )
         self.vocab_size = vocab_size
         self.hidden_dim = hidden_dim
         self.num_layers = num_layers
@@ -77,6 +86,7 @@ class LanguageDecoder(ConfiguredLayer):
         self.norm_epsilon = norm_epsilon
         self.tie_embeddings = tie_embeddings
         self.remat = remat
+        self.cross_attention_every = cross_attention_every
         self.token_embedding = keras.layers.ReversibleEmbedding(
             vocab_size,
             hidden_dim,
@@ -100,6 +110,7 @@ class LanguageDecoder(ConfiguredLayer):
                 qk_norm,
                 dropout,
                 norm_epsilon,
+                bool(cross_attention_every) and (i + 1) % cross_attention_every == 0,
                 name=f"block_{i}",
                 dtype=self.dtype_policy,
             )
@@ -124,9 +135,13 @@ class LanguageDecoder(ConfiguredLayer):
         turn_ids=None,
         cache=None,
         cache_index=None,
+        context=None,
+        context_mask=None,
         return_hidden=False,
         training=None,
     ):
+        if context is not None and self.cross_attention_every is None:
+            raise ValueError(f"{self.name} has no cross-attention (cross_attention_every=None).")
         x = self.token_embedding(inputs) if len(inputs.shape) == 2 else inputs
         length = ops.shape(x)[1]
         slots = ops.shape(cache[0][0])[1] if cache is not None else length
@@ -144,11 +159,13 @@ class LanguageDecoder(ConfiguredLayer):
         positions = default_positions if positions is None else positions
         new_cache = []
         for i, block in enumerate(self.blocks):
+            seen = {"context": context if block.cross_attention else None}
+            args = (x, positions, mask, context_mask)
             if cache is None:
-                x = run_block(block, x, positions, mask, remat=self.remat, training=training)
+                x = run_block(block, *args, **seen, remat=self.remat, training=training)
                 continue
             x, block_cache = block(
-                x, positions, mask, cache=cache[i], cache_index=cache_index, training=training
+                *args, **seen, cache=cache[i], cache_index=cache_index, training=training
             )
             new_cache.append(block_cache)
         x = self.norm(x)

@@ -96,18 +96,19 @@ def image_counts(inputs: dict):
     return ops.ones((rows,), "int32") * slots
 
 
-def documents_with_image(inputs: dict, image_token_id: int | None):
+def documents_with_image(inputs: dict, image_mark_ids: tuple[int, ...]):
     """Return bool[B, S]: whether the document of each token has an image.
 
     Args:
         inputs: a model's inputs.
-        image_token_id: the placeholder; None for prefix fusion, where a row is a document.
+        image_mark_ids: ids that only a document with an image has; none: a row is a document.
     """
     text = ops.convert_to_tensor(inputs["text_tokens"])
-    if image_token_id is None:
+    if not image_mark_ids:
         counts = ops.expand_dims(image_counts(inputs), 1)
         return ops.logical_and(counts > 0, ops.ones_like(text, "bool"))
-    found = ops.equal(text, image_token_id)
+    marks = ops.convert_to_tensor(list(image_mark_ids), dtype=text.dtype)
+    found = ops.any(ops.equal(ops.expand_dims(text, -1), marks), axis=-1)
     segments = inputs.get("segment_ids")
     if segments is None:
         return ops.logical_or(ops.any(found, axis=1, keepdims=True), ops.zeros_like(found))

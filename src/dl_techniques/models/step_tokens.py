@@ -39,7 +39,7 @@ class StepTokens(NamedTuple):
         if objective.lambda_text is None:
             divisor = ops.sum(weights) / objective.lambda_vlm
             return cls(targets, weights, divisor, {"vlm": weights}, sources)
-        with_image = ops.cast(documents_with_image(x, model.image_token_id), "float32")
+        with_image = ops.cast(documents_with_image(x, model.image_mark_ids), "float32")
         with_image = at_predictors(with_image, length)
         parts = {"vlm": weights * with_image, "text": weights * (1.0 - with_image)}
         factors = {"vlm": objective.lambda_vlm, "text": objective.lambda_text}

@@ -24,10 +24,12 @@ from dl_techniques.models.trained_model import TrainedModel
 class VisionLanguageModel(TrainedModel):
     """Answers text about images.
 
+    A family is a subclass that names its layers (`vision_class`, `projection_class`).
+
     Args:
-        vision_config: Keyword arguments of `SigLIPVisionTransformer`.
+        vision_config: Keyword arguments of `vision_class`, here `SigLIPVisionTransformer`.
         language_config: Keyword arguments of `LanguageDecoder` but `vocab_size`.
-        projection_config: Keyword arguments of `ModalityProjection`.
+        projection_config: Keyword arguments of `projection_class`, here `ModalityProjection`.
         vocab_size: Rows of the embedding table.
         fusion: "placeholder": image embeddings replace the ids `image_token_id`; "prefix": they
             come before the text. Default: "placeholder" when `image_token_id` is given.
@@ -54,6 +56,8 @@ class VisionLanguageModel(TrainedModel):
         stop_ids: End tokens that a checkpoint's configuration names.
         training_data: What the weights learned from, one sentence for the model card, or None.
         results: Scores by name, for the model card, or None.
+        vision_class, projection_class: Of the class: the layers of `vision_encoder` and of
+            `modality_projection`, which is all that lies between encoder and decoder.
         presets: Of the class: the named configurations of `from_preset`.
         public_weights: Of the class: where weights for them are published.
 
@@ -65,6 +69,8 @@ class VisionLanguageModel(TrainedModel):
             checked on the host, before a compiled step.
     """
 
+    vision_class: type = SigLIPVisionTransformer
+    projection_class: type = ModalityProjection
     presets: dict[str, dict] = {}
     public_weights: dict[str, str] = {}
 
@@ -80,14 +86,7 @@ class VisionLanguageModel(TrainedModel):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        fusion = fusion or ("prefix" if image_token_id is None else "placeholder")
-        if fusion not in ("placeholder", "prefix"):
-            raise ValueError(f"fusion={fusion!r} must be 'placeholder' or 'prefix'.")
-        if (fusion == "placeholder") != (image_token_id is not None):
-            raise ValueError(
-                "Placeholder fusion needs image_token_id and prefix fusion has none; got "
-                f"fusion={fusion!r}, image_token_id={image_token_id}."
-            )
+        self.fusion = self._checked_fusion(fusion, image_token_id)
         if image_token_id is not None and not 0 <= image_token_id < vocab_size:
             raise ValueError(
                 f"image_token_id={image_token_id} must lie in [0, vocab_size={vocab_size})."
@@ -96,13 +95,12 @@ class VisionLanguageModel(TrainedModel):
         self.language_config = dict(language_config)
         self.projection_config = dict(projection_config)
         self.vocab_size = vocab_size
-        self.fusion = fusion
         self.image_token_id = image_token_id
         self.bidirectional_images = bidirectional_images
-        self.vision_encoder = SigLIPVisionTransformer(
+        self.vision_encoder = self.vision_class(
             **vision_config, name="vision_encoder", dtype=self.dtype_policy
         )
-        self.modality_projection = ModalityProjection(
+        self.modality_projection = self.projection_class(
             **projection_config, name="modality_projection", dtype=self.dtype_policy
         )
         self.language_decoder = LanguageDecoder(
@@ -114,6 +112,18 @@ class VisionLanguageModel(TrainedModel):
         self.training_data = None
         self.results = None
         self._build_parts()
+
+    @staticmethod
+    def _checked_fusion(fusion, image_token_id) -> str:
+        fusion = fusion or ("prefix" if image_token_id is None else "placeholder")
+        if fusion not in ("placeholder", "prefix"):
+            raise ValueError(f"fusion={fusion!r} must be 'placeholder' or 'prefix'.")
+        if (fusion == "placeholder") != (image_token_id is not None):
+            raise ValueError(
+                "Placeholder fusion needs image_token_id and prefix fusion has none; got "
+                f"fusion={fusion!r}, image_token_id={image_token_id}."
+            )
+        return fusion
 
     def _build_parts(self):
         if self.modality_projection.output_dim != self.language_decoder.hidden_dim:
@@ -127,10 +137,16 @@ class VisionLanguageModel(TrainedModel):
         self.modality_projection.build(tokens_shape)
         self.language_decoder.build((None, None))
         self.tokens_per_image = self.count_image_tokens(*self.image_size)
-        self.batch_checks = BatchChecks(
-            self.vocab_size, self.image_token_id, self.count_image_tokens
-        )
+        self.batch_checks = self._make_batch_checks()
         self.built = True
+
+    def _make_batch_checks(self) -> BatchChecks:
+        return BatchChecks(self.vocab_size, self.image_token_id, self.count_image_tokens)
+
+    @property
+    def image_mark_ids(self) -> tuple[int, ...]:
+        """The ids that show, where they stand, that a document has an image."""
+        return () if self.image_token_id is None else (self.image_token_id,)
 
     @property
     def image_size(self) -> tuple[int, int]:

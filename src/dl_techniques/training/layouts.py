@@ -32,13 +32,13 @@ TENSOR_RULES = (
     LayoutRule("q_proj/kernel", (1,), "num_heads"),
     LayoutRule("(k_proj|v_proj)/kernel", (1,), "num_kv_heads"),
     LayoutRule("o_proj/kernel", (0,), "num_heads"),
-    LayoutRule("(fc1|gate_proj|up_proj)/kernel", (1,)),
+    LayoutRule("(fc1|fc3|gate_proj|up_proj)/kernel", (1,)),
     LayoutRule("(fc2|down_proj)/kernel", (0,)),
     LayoutRule("modality_projection/proj/kernel", (0,)),
     LayoutRule("token_embedding/embeddings", (0, 1)),
     LayoutRule("token_embedding/reverse_embeddings", (1, 0)),
     # Small, and needed whole by every device.
-    LayoutRule("patch_projection/kernel|position_embedding|lora_kernel_[ab]", ()),
+    LayoutRule("patch_projection/kernel|position_embedding|queries|lora_kernel_[ab]", ()),
 )
 
 
