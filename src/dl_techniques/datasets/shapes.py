@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from dl_techniques.datasets.samples import make_sample
 from dl_techniques.datasets.shapes_questions import QuestionWriter
 from dl_techniques.datasets.shapes_scene import draw_plan, draw_scene, render_scene, split_of
 
 SPLITS = ("train", "heldout")
+_ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 
 
 class ShapesDataset(Sequence):
@@ -30,6 +32,8 @@ class ShapesDataset(Sequence):
     Raises:
         ValueError: an unknown split, or a number out of range.
     """
+
+    source = "shapes"
 
     def __init__(
         self,
@@ -69,18 +73,34 @@ class ShapesDataset(Sequence):
             scene = draw_scene(rng, plan)
             if split_of(scene) == self.split:
                 break
+        turns, kinds = self._turns(scene, plan, rng)
+        picture = render_scene(scene, self.image_size, rng)
+        name = f"{self.source}-{self.split}-{self.seed}-{index}"
+        return {**make_sample(name, self.source, [picture], turns), "kinds": kinds}
+
+    def _turns(self, scene, plan, rng):
         questions = QuestionWriter(scene, plan, rng).write(self.questions_per_image)
-        messages = []
-        for question in questions:
-            messages.append({"role": "user", "content": question.text})
-            messages.append({"role": "assistant", "content": question.answer})
-        return {
-            "id": f"shapes-{self.split}-{self.seed}-{index}",
-            "source": "shapes",
-            "images": [render_scene(scene, self.image_size, rng)],
-            "messages": messages,
-            "kinds": [question.kind for question in questions],
-        }
+        return [(q.text, q.answer) for q in questions], [q.kind for q in questions]
+
+
+class ShapesCaptions(ShapesDataset):
+    """The same pictures, each with one request and a caption that says all that is in it.
+
+    Such as "a large red star at the top left, a small blue circle at the bottom centre".
+    """
+
+    source = "shapes_captions"
+
+    def _turns(self, scene, plan, rng):
+        return [("Describe this image.", caption_of(scene))], ["caption"]
+
+
+def caption_of(scene) -> str:
+    """Return what stands where in a scene, row by row."""
+    return ", ".join(
+        f"a {item.size} {item.colour} {item.shape} at the {_ROWS[item.row]} {_COLUMNS[item.column]}"
+        for item in sorted(scene)
+    )
 
 
 def generate_shapes(

@@ -125,10 +125,10 @@ class TrainingStream(grain.IterDataset):
                 f"worker_kind must be 'thread' or 'process' and workers at least 0, got "
                 f"{worker_kind!r} and {workers}."
             )
-        if processor.image_token_id is None:
+        if not processor.marks_images:
             raise ValueError(
-                "Rows can only be packed where images have placeholders: the processor has no "
-                "image_token_id."
+                "Rows can only be packed where images have placeholders or tags: the processor has "
+                "no image_token_id."
             )
         self.sources = dict(sources)
         self.processor = processor

@@ -46,6 +46,8 @@ class VQADataProcessor:
         tokens_per_image: placeholders per image; unused without `image_token_id`.
         image_processor: default: `ImageProcessor(image_size)`, pixels in [-1, 1]; one that cuts
             images into tiles gives every tile its placeholders, and the text around them.
+        placeholder_tiles: "all", or "last": of the tiles of an image only the last has
+            placeholders, as for NVLM-H, which reads the others by cross-attention.
         max_bad_share: data sets with a larger share of bad samples are refused.
 
     Attributes:
@@ -70,8 +72,11 @@ class VQADataProcessor:
         image_token_id: int | None = None,
         tokens_per_image: int = 0,
         image_processor: BaseImageProcessor | None = None,
+        placeholder_tiles: str = "all",
         max_bad_share: float = 0.05,
     ):
+        if placeholder_tiles not in ("all", "last"):
+            raise ValueError(f"placeholder_tiles={placeholder_tiles!r} must be 'all' or 'last'.")
         if max_text_length < 2 or not 0.0 <= max_bad_share <= 1.0:
             raise ValueError(
                 "Expected max_text_length >= 2 and max_bad_share in [0, 1], got "
@@ -106,6 +111,7 @@ class VQADataProcessor:
         self.image_token_id = image_token_id
         self.tokens_per_image = tokens_per_image
         self.image_processor = image_processor or ImageProcessor(image_size)
+        self.placeholder_tiles = placeholder_tiles
         self.max_bad_share = max_bad_share
         self.pad_token_id = pad_token_id if tokenizer.pad_id is None else tokenizer.pad_id
         self.bos_token_id = tokenizer.bos_id
@@ -192,6 +198,14 @@ class VQADataProcessor:
         return {"text_tokens": ids, "images": images} | ({} if prompt else {"labels": labels})
 
     @property
+    def marks_images(self) -> bool:
+        """Whether ids show where the images are: by placeholders, or by tags of tiles."""
+        tags = getattr(self.image_processor, "tags", ())
+        return self.image_token_id is not None or any(
+            tag in self.tokenizer.special_tokens for tag in tags
+        )
+
+    @property
     def stop_ids(self) -> list[int]:
         """Ids at which an answer ends."""
         return self.template.stop_ids(self.tokenizer)
@@ -203,6 +217,33 @@ class VQADataProcessor:
             ValueError: a malformed conversation.
         """
         return self.encode(messages, add_generation_prompt=True)
+
+    def render_conversation(
+        self, conversation: list[dict[str, Any]], image_token_count: int = 64
+    ) -> tuple[list[int], list[int], bool]:
+        """Returns `(tokens, targets, has_image)` of a conversation in the processor's template.
+
+        Args:
+            conversation: messages; see `chat_template.encode_conversation`.
+            image_token_count: placeholders per image.
+
+        Returns:
+            Ids; the id where it is learned and -100 elsewhere, not shifted; whether there is an
+            image.
+
+        Raises:
+            ValueError: a malformed conversation.
+        """
+        encoded = encode_conversation(
+            conversation,
+            self.tokenizer,
+            self.template,
+            image_token_id=self.image_token_id,
+            tokens_per_image=image_token_count,
+        )
+        pairs = zip(encoded.token_ids, encoded.label_mask, strict=True)
+        targets = [token if learned else IGNORE_INDEX for token, learned in pairs]
+        return encoded.token_ids, targets, bool(encoded.images)
 
     def encode_answer(self, answer: str) -> list[int]:
         """Returns the ids of an answer with its end token, as they follow a prompt.
@@ -237,6 +278,7 @@ class VQADataProcessor:
             image_token_id=self.image_token_id,
             tokens_per_image=self.tokens_per_image,
             image_layout=self._layout,
+            placeholder_tiles=self.placeholder_tiles,
             add_generation_prompt=add_generation_prompt,
             continues=continues,
         )
@@ -365,6 +407,7 @@ class VQADataProcessor:
             "image_token_id": self.image_token_id,
             "tokens_per_image": self.tokens_per_image,
             "image_processor": self.image_processor.get_config(),
+            "placeholder_tiles": self.placeholder_tiles,
             "max_bad_share": self.max_bad_share,
             "tokenizer_class": type(self.tokenizer).__name__,
         }

@@ -79,6 +79,7 @@ def encode_conversation(
     image_token_id: int | None = None,
     tokens_per_image: int = 0,
     image_layout: ImageLayout | None = None,
+    placeholder_tiles: str = "all",
     add_generation_prompt: bool = False,
     continues: bool = False,
 ) -> EncodedConversation:
@@ -100,6 +101,7 @@ def encode_conversation(
             images there are. Returns in reading order: 0, 1, ... for its tiles, strings for the
             markers between them (special tokens where the tokenizer has them, else text). None:
             every image is one tile, without markers.
+        placeholder_tiles: "all", or "last": only the last tile of each image has placeholders.
         add_generation_prompt: end with what invites the model to answer.
         continues: the messages go on after others, so neither bos, nor the template's start, nor
             its default system turn stand before them.
@@ -124,6 +126,7 @@ def encode_conversation(
         image_token_id,
         tokens_per_image,
         lambda image, number: layout(image, number, image_count),
+        placeholder_tiles,
     )
     if continues:
         builder.resume()
@@ -165,6 +168,7 @@ class _Builder:
         image_token_id: int | None,
         tokens_per_image: int,
         layout: Callable[[Any, int], tuple[str | int, ...]],
+        placeholder_tiles: str,
     ) -> None:
         self.ids: list[int] = []
         self.mask: list[bool] = []
@@ -177,6 +181,7 @@ class _Builder:
         self._image_token_id = image_token_id
         self._tokens_per_image = tokens_per_image
         self._layout = layout
+        self._only_last = placeholder_tiles == "last"
         # Neighbouring texts of one kind are tokenized as one, as a model saw them in training.
         self._text = ""
         self._learned = False
@@ -233,7 +238,7 @@ class _Builder:
         for part in layout:
             if isinstance(part, str):
                 self._marker(part)
-            elif self._image_token_id is not None:
+            elif self._image_token_id is not None and not (self._only_last and part < tiles[-1]):
                 self.token(self._image_token_id, times=self._tokens_per_image)
 
     def _marker(self, marker: str) -> None:

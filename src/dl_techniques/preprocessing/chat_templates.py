@@ -126,7 +126,45 @@ QUESTION_ANSWER = ChatTemplate(
     alternating=True,
 )
 
+# The conversations of nanochat, whose tool calls (python, output) have tokens but no turns here.
+GHOSTVIS = ChatTemplate(
+    name="ghostvis",
+    system=("<|user_start|>", "<|user_end|>"),
+    user=("<|user_start|>", "<|user_end|>"),
+    assistant=("<|assistant_start|>", ""),
+    end_token="<|assistant_end|>",
+    markers=(
+        "<|bos|>",
+        "<|user_start|>",
+        "<|user_end|>",
+        "<|assistant_start|>",
+        "<|assistant_end|>",
+        "<|python_start|>",
+        "<|python_end|>",
+        "<|output_start|>",
+        "<|output_end|>",
+    ),
+    start="<|bos|>",
+)
+
+# LLaVA-1.5's, which Vicuna-1.5 was trained with.
+VICUNA = ChatTemplate(
+    name="vicuna",
+    system=("", " "),
+    user=("USER: ", " "),
+    assistant=("ASSISTANT:", ""),
+    answer_lead=" ",
+    starts_with_bos=True,
+    default_system=(
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the user's questions."
+    ),
+)
+
 TEMPLATES = {
     template.name: template
-    for template in (CHATML, QUESTION_ANSWER, SMOLLM2, QWEN2, NVLM, SMOLVLM, IDEFICS3)
+    for template in (
+        *(CHATML, QUESTION_ANSWER, SMOLLM2, QWEN2, NVLM),
+        *(SMOLVLM, IDEFICS3, GHOSTVIS, VICUNA),
+    )
 }

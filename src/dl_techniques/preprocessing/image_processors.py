@@ -31,6 +31,7 @@ from dl_techniques.preprocessing.tiling import (
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+THUMBNAIL_TAG = "<tile_global_thumbnail>"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -338,7 +339,7 @@ class InternVLImageProcessor(TiledImageProcessor):
 class NVLMImageProcessor(InternVLImageProcessor):
     """NVLM-D's tiles: those of InternVL, six at most by default, each behind a numbered tag.
 
-    The tags are plain text to the tokenizer.
+    The tags are text to the tokenizer, or special tokens where it has them (NVLM-X and -H here).
 
     Args:
         image_size: side of a tile in pixels.
@@ -356,11 +357,16 @@ class NVLMImageProcessor(InternVLImageProcessor):
         if self.max_num > 9:
             raise ValueError(f"NVLM has tags for 9 tiles at most, got max_num={max_num}.")
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """All tags of tiles."""
+        return (*(f"<tile_{tile}>" for tile in range(1, self.max_num + 1)), THUMBNAIL_TAG)
+
     def _layout(self, grid: Grid, number: int, count: int) -> Layout:
-        tags = [f"<tile_{tile}>" for tile in range(1, grid.rows * grid.columns + 1)]
+        tags = list(self.tags[: grid.rows * grid.columns])
         if self.use_thumbnail:
             # A single tile is its own thumbnail.
-            tags = tags[: grid.count - 1] + ["<tile_global_thumbnail>"]
+            tags = tags[: grid.count - 1] + [THUMBNAIL_TAG]
         layout = ["<Image>"]
         for tile, tag in enumerate(tags):
             layout += [tag, tile]

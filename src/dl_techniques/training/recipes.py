@@ -6,9 +6,14 @@ import copy
 def default_config() -> dict:
     """Return the settings of a run; the recipes change some of them.
 
-    - `model`: a name in `NANOVLM_CONFIGS`; "custom" with the three `*_config` dicts; "backbones"
+    - `model`: a name in `MODEL_NAMES`; "custom" with the three `*_config` dicts; "backbones"
       with a published encoder and decoder as `vision_backbone` and `language_backbone` (see
-      `from_backbones`); or what `NanoVLM.from_preset` takes.
+      `from_backbones`); the folder of an earlier run; or what `from_preset` takes. `family` is
+      the class of "backbones" and presets: "NanoVLM", "GhostVis" or "NVLM".
+    - A model from scratch gets a processor with `template` (a name in `TEMPLATES`),
+      `image_processor` (what `image_processor_from_config` takes; None: pictures are stretched),
+      `placeholder_tiles` (see `VQADataProcessor`) and, with `tile_tags`, a token for each tag of a
+      tile, as NVLM-X and -H need.
     - `data`: "shapes", or a path for `read_samples`, learned in `epochs`. With a `mixture` (a name
       in `MIXTURES`, source -> share, or "all": what lies in the folder, in proportion to its
       rows): a folder that holds the sources, or "hub"; then `steps` says for how long,
@@ -28,6 +33,11 @@ def default_config() -> dict:
     """
     return {
         "model": "nanovlm_222m",
+        "family": "NanoVLM",
+        "template": "question_answer",
+        "image_processor": None,
+        "placeholder_tiles": "all",
+        "tile_tags": False,
         "vision_config": None,
         "language_config": None,
         "projection_config": None,
@@ -96,6 +106,7 @@ STAGE_SETTINGS = (
 
 # What these may be besides None.
 _OPTIONAL = {
+    "image_processor": dict,
     "vision_config": dict,
     "language_config": dict,
     "projection_config": dict,

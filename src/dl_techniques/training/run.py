@@ -11,7 +11,7 @@ import keras
 from dl_techniques.datasets.epoch_stream import EpochStream
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.models.model_size import without_weights
-from dl_techniques.models.nano_vlm import NanoVLM
+from dl_techniques.models.vision_language_model import VisionLanguageModel
 from dl_techniques.training.distribution import make_distribution, mirrored_strategy
 from dl_techniques.training.history import draw_log
 from dl_techniques.training.processes import (
@@ -24,10 +24,12 @@ from dl_techniques.training.recipes import check_config, stage_configs
 from dl_techniques.training.run_data import check_data, load_data, stage_data
 from dl_techniques.training.run_evaluation import PeriodicEvaluation, final_evaluation, usable
 from dl_techniques.training.run_model import (
-    is_published,
+    FINAL_MODEL,
+    has_weights,
     new_model,
     new_processor,
     precision_policy,
+    vocabulary_of,
 )
 from dl_techniques.training.setup import COMPONENTS
 from dl_techniques.training.stage_trainer import StageTrainer
@@ -36,7 +38,7 @@ from dl_techniques.training.training_state import save_model
 from dl_techniques.training.watching import WeightsAndBiases
 from dl_techniques.utils.logger import logger
 
-FINAL_MODEL, CONFIG_FILE, VERSIONS_FILE = "nanovlm_final.keras", "config.json", "versions.json"
+CONFIG_FILE, VERSIONS_FILE = "config.json", "versions.json"
 _PACKAGES = ("dl_techniques", "keras", "numpy", "jax", "tensorflow-cpu", "tensorflow", "torch")
 # What may be changed when a run is resumed.
 _FREE = {"log_every", "checkpoint_every", "output_dir", "wandb_project", "layout", "devices"}
@@ -72,7 +74,7 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
         check_data(settings)
         _stage(settings, 1)
     skeleton = None
-    if not is_published(config):
+    if not has_weights(config):
         skeleton = without_weights(lambda: new_model(config))
         for settings in stage_configs(config):
             _stage(settings, 1).check_patterns(skeleton)
@@ -88,8 +90,7 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
             processor = new_processor(config, train, model)
         else:
             processor = new_processor(config, train, skeleton)
-            vocabulary = (processor.vocab_size, processor.image_token_id)
-            model = new_model(config, vocab_size=vocabulary[0], image_token_id=vocabulary[1])
+            model = new_model(config, **vocabulary_of(processor, config))
     held_out = usable(processor, held_out)
     stages = []
     for settings in stage_configs(config):
@@ -232,7 +233,7 @@ def _check_same_run(folder: Path, config: dict) -> None:
         )
 
 
-def load_checkpoint(folder: str | Path) -> tuple[NanoVLM, VQADataProcessor]:
+def load_checkpoint(folder: str | Path) -> tuple[VisionLanguageModel, VQADataProcessor]:
     """Return the trained model and its processor, which is the model's too.
 
     Raises:
@@ -256,6 +257,6 @@ def _origin(folder: Path):
     data = Path(config["data"]).name
     unit = "epochs" if config["steps"] is None else "steps"
     duration = f"{config[unit]} {unit}"
-    beginning = "from scratch" if not is_published(config) else f"from {config['model']}"
+    beginning = "from scratch" if not has_weights(config) else f"from {config['model']}"
     text = f"The data set {data!r}, {duration}, seed {config['seed']}, {beginning}."
     return text, json.loads(results.read_text())

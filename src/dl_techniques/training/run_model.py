@@ -1,54 +1,87 @@
 """The model of a run and its processor."""
 
+from pathlib import Path
+
 import keras
 
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.question_answering import message_text
-from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS, NanoVLM, create_nanovlm
+from dl_techniques.models.families import MODEL_CONFIGS, create_model
+from dl_techniques.models.ghost_vis import GhostVis
+from dl_techniques.models.nano_vlm import NanoVLM
+from dl_techniques.models.nvlm import NVLM
+from dl_techniques.models.vision_language_model import VisionLanguageModel
+from dl_techniques.preprocessing.chat_templates import TEMPLATES
+from dl_techniques.preprocessing.image_processors import image_processor_from_config
 from dl_techniques.preprocessing.tokenizer import SentencePieceTokenizer, load_tokenizer
 
 IMAGE_TOKEN = "<|image|>"
+FINAL_MODEL = "nanovlm_final.keras"
+FAMILIES = {family.__name__: family for family in (NanoVLM, GhostVis, NVLM)}
 _PARTS = ("vision_config", "language_config", "projection_config")
 
 
-def new_model(config: dict, load_weights: bool = True, **vocabulary) -> NanoVLM:
-    """Return the model that the settings name; published ones bring a processor.
+def new_model(config: dict, load_weights: bool = True, **vocabulary) -> VisionLanguageModel:
+    """Return the model that the settings name; one with weights brings its processor.
 
     Args:
         config: The run's settings.
         load_weights: Whether published models come with their weights.
-        **vocabulary: `vocab_size` and `image_token_id` of a model from scratch.
+        **vocabulary: `vocab_size`, `image_token_id` and `tile_tag_ids` of a model from scratch.
 
     Raises:
         ValueError: settings that are absent, or refused by the model; unknown models.
     """
-    name = config["model"]
-    if name == "backbones":
+    name, family = config["model"], FAMILIES[config["family"]]
+    if is_run(name):
+        model = keras.saving.load_model(Path(name) / FINAL_MODEL, compile=False)
+        model.processor = VQADataProcessor.load(name)
+    elif name == "backbones":
         parts = {k: config[f"{k}_backbone"] for k in ("vision", "language")}
         if None in parts.values():
             raise ValueError("model='backbones' needs vision_backbone and language_backbone.")
-        model = NanoVLM.from_backbones(**parts, load_weights=load_weights)
+        model = family.from_backbones(
+            **parts, projection_config=config["projection_config"], load_weights=load_weights
+        )
     elif name == "custom":
         parts = {k: config[k] for k in _PARTS}
-        if None in parts.values():
-            raise ValueError(f"model='custom' needs a dict for each of {sorted(parts)}.")
+        if None in parts.values() or family is not NanoVLM:
+            raise ValueError(
+                f"model='custom' is a NanoVLM and needs a dict for each of {sorted(parts)}."
+            )
         model = NanoVLM(**parts, **vocabulary)
-    elif is_published(config):
-        model = NanoVLM.from_preset(name, load_weights=load_weights)
+    elif has_weights(config):
+        model = family.from_preset(name, load_weights=load_weights)
     else:
-        model = create_nanovlm(name, **vocabulary)
+        model = create_model(name, **vocabulary)
     for part in (model.vision_encoder, model.language_decoder):
         part.remat = config["remat"] or part.remat
     return model
 
 
-def is_published(config: dict) -> bool:
+def is_run(name: str) -> bool:
+    """Tell whether a name is the folder of an earlier run."""
+    return (Path(name) / FINAL_MODEL).is_file()
+
+
+def has_weights(config: dict) -> bool:
     """Tell whether the model comes with weights and a processor of its own."""
     name = config["model"]
-    return name == "backbones" or (name != "custom" and name not in NANOVLM_CONFIGS and "/" in name)
+    if name == "backbones" or is_run(name):
+        return True
+    return name != "custom" and name not in MODEL_CONFIGS and "/" in name
 
 
-def new_processor(config: dict, train: list, model: NanoVLM) -> VQADataProcessor:
+def vocabulary_of(processor: VQADataProcessor, config: dict) -> dict:
+    """Return the arguments of a new model that depend on the tokenizer."""
+    found = {"vocab_size": processor.vocab_size, "image_token_id": processor.image_token_id}
+    if config["tile_tags"]:
+        special = processor.tokenizer.special_tokens
+        found["tile_tag_ids"] = [special[tag] for tag in processor.image_processor.tags]
+    return found
+
+
+def new_processor(config: dict, train: list, model: VisionLanguageModel) -> VQADataProcessor:
     """Return the model's own processor, or a new one with the tokenizer that the settings name.
 
     Args:
@@ -62,23 +95,32 @@ def new_processor(config: dict, train: list, model: NanoVLM) -> VQADataProcessor
     if model.processor is not None:
         model.processor.max_text_length = config["max_text_length"]
         return model.processor
+    images = config["image_processor"]
+    images = None if images is None else image_processor_from_config(images)
+    special = [IMAGE_TOKEN, *TEMPLATES[config["template"]].markers]
+    if config["tile_tags"]:
+        special += images.tags
     if config["tokenizer"] is not None:
         tokenizer = load_tokenizer(config["tokenizer"])
-        tokenizer.add_special_tokens([IMAGE_TOKEN])
+        tokenizer.add_special_tokens([t for t in special if t not in tokenizer.special_tokens])
     elif train:
         texts = [message_text(message) for sample in train for message in sample["messages"]]
         frame = [f"Question: {text} Answer: {text}" for text in texts]
         tokenizer = SentencePieceTokenizer.train(
-            frame, config["vocab_size"], special_tokens=[IMAGE_TOKEN]
+            frame, config["vocab_size"], special_tokens=special
         )
     else:
         raise ValueError("A mixture needs a tokenizer: name its folder, or a model that has one.")
+    placed = model.fusion != "cross_attention"
     return VQADataProcessor(
         model.vision_encoder.img_size,
         config["max_text_length"],
         tokenizer=tokenizer,
-        image_token_id=tokenizer.token_to_id(IMAGE_TOKEN),
-        tokens_per_image=model.tokens_per_image,
+        template=config["template"],
+        image_token_id=tokenizer.token_to_id(IMAGE_TOKEN) if placed else None,
+        tokens_per_image=model.tokens_per_image if placed else 0,
+        image_processor=images,
+        placeholder_tiles=config["placeholder_tiles"],
     )
 
 
