@@ -128,6 +128,53 @@ CASES = {
         [[(2, 16, 8, 3)], [(1, 16, 16, 3)]],
         [(2, 8, 8), (1, 16, 8)],
     ),
+    "sincos_vision_transformer": (
+        lambda **k: layers.VisionTransformer(16, 4, 8, 1, 2, positions="sincos", **k),
+        [(None, None, None, 3)],
+        [[(2, 16, 16, 3)], [(1, 24, 12, 3)]],
+        [(2, 16, 8), (1, 18, 8)],
+    ),
+    "vision_projector": (
+        lambda **k: layers.VisionProjector(10, 12, 3, 0.1, use_input_norm=True, **k),
+        [(None, None, 6)],
+        [[(2, 4, 6)], [(1, 9, 6)]],
+        [(2, 4, 10), (1, 9, 10)],
+    ),
+    "perceiver_resampler": (
+        lambda **k: layers.VisionResampler(5, depth=2, num_heads=2, **k),
+        [(None, None, 6)],
+        [[(2, 9, 6)], [(1, 7, 6)]],
+        [(2, 5, 6), (1, 5, 6)],
+    ),
+    "pooling_resampler": (
+        lambda **k: layers.VisionResampler(4, "avgpool", **k),
+        [(None, None, 6)],
+        [[(2, 9, 6)], [(1, 16, 6)]],
+        [(2, 4, 6), (1, 4, 6)],
+    ),
+    "vision_token_compressor": (
+        lambda **k: layers.VisionTokenCompressor(6, 5, 2, **k),
+        [(None, None, 6)],
+        [[(2, 9, 6)], [(1, 7, 6)]],
+        [(2, 5, 6), (1, 5, 6)],
+    ),
+    "vision_connector": (
+        lambda **k: layers.VisionConnector(
+            {"output_dim": 10, "hidden_dim": 12},
+            {"num_tokens": 3, "depth": 1, "num_heads": 2},
+            scale_factor=2,
+            **k,
+        ),
+        [(None, None, 6)],
+        [[(2, 16, 6)], [(1, 4, 6)]],
+        [(2, 3, 10), (1, 3, 10)],
+    ),
+    "decoder_block_that_could_look_at_images": (
+        lambda **k: layers.DecoderBlock(8, 2, 16, cross_attention=True, **k),
+        [(None, None, 8)],
+        [[(2, 3, 8)], [(1, 5, 8)]],
+        [(2, 3, 8), (1, 5, 8)],
+    ),
     "language_decoder": (
         lambda **k: LanguageDecoder(11, 8, 1, 2, 16, num_kv_heads=1, **k),
         [(None, None)],
