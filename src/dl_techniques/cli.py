@@ -110,15 +110,19 @@ def info(
 
     from dl_techniques import __version__
     from dl_techniques.checkpoints.inspection import describe
-    from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS, NanoVLM, analyze_model_size
+    from dl_techniques.models.families import MODEL_NAMES
+    from dl_techniques.models.nano_vlm import NanoVLM, analyze_model_size
     from dl_techniques.training.run import FINAL_MODEL
 
     if target is None:
+        from dl_techniques.training.model_table import model_rows, table_header
+
         typer.echo(f"dl_techniques {__version__}, keras {keras.__version__}")
         typer.echo(f"backend {keras.backend.backend()}")
-        for name, config in NANOVLM_CONFIGS.items():
-            typer.echo(f"{name:18s} {config['total_params']:>13,} parameters")
-    elif target in NANOVLM_CONFIGS:
+        typer.echo(table_header())
+        for row in model_rows():
+            typer.echo(str(row))
+    elif target in MODEL_NAMES:
         typer.echo(str(analyze_model_size(target)))
     elif (Path(target) / FINAL_MODEL).is_file():
         typer.echo(str(analyze_model_size(_load(target))))

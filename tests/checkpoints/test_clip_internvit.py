@@ -7,6 +7,7 @@ import random
 import ml_dtypes
 import numpy as np
 import pytest
+from internvit_names import with_dummy_heads
 from references import (
     VISION,
     clip,
@@ -16,7 +17,6 @@ from references import (
     outputs,
     state_of,
     whole_clip,
-    with_dummy_heads,
 )
 from safetensors.numpy import load_file, save_file
 from test_damaged_configs import JUNK

@@ -14,10 +14,12 @@ from dl_techniques.datasets.planning import Planner
 from dl_techniques.datasets.rows import IGNORE_INDEX, RowEncoder
 from dl_techniques.datasets.samples import normalize_sample
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
+from dl_techniques.preprocessing.chat_templates import GHOSTVIS
 from dl_techniques.preprocessing.tokenizer import HuggingFaceTokenizer
 
 PLACEHOLDER, TOKENS_PER_IMAGE = "<|image|>", 2
 SPECIAL = ["<|pad|>", "<|begin|>", "<|endoftext|>", PLACEHOLDER, "<|im_start|>", "<|im_end|>"]
+SPECIAL += list(GHOSTVIS.markers)
 SPECIAL += ["<end_of_utterance>", "<|begin_of_text|>", "<fake_token_around_image>"]
 SPECIAL += ["<global-img>", "<row_1_col_1>", "<row_1_col_2>"]
 

@@ -35,6 +35,8 @@ AROUND_ANSWERS = {
     "question_answer": (" ", "<|endoftext|>"),
     "smolvlm": (" ", "<end_of_utterance>"),
     "idefics3": (" ", "<end_of_utterance>"),
+    "vicuna": (" ", "<|endoftext|>"),
+    "ghostvis": ("", "<|assistant_end|>"),
 }
 
 CHATML_CONVERSATION = (
@@ -69,6 +71,17 @@ GOLDEN_CONVERSATIONS = {
         "User: Where?<end_of_utterance>\n"
         "Assistant:« In a café.<end_of_utterance>»\n"
     ),
+    "vicuna": (
+        "<|begin|>Be brief. USER: [image]What is it? ASSISTANT:« A cat.<|endoftext|>»"
+        "USER: Where? ASSISTANT:« In a café.<|endoftext|>»"
+    ),
+    "ghostvis": (
+        "<|bos|><|user_start|>Be brief.<|user_end|>"
+        "<|user_start|>[image]What is it?<|user_end|>"
+        "<|assistant_start|>«A cat.<|assistant_end|>»"
+        "<|user_start|>Where?<|user_end|>"
+        "<|assistant_start|>«In a café.<|assistant_end|>»"
+    ),
 }
 # `GREETING`, which has neither a system turn nor an image, in every template.
 GOLDEN_GREETINGS = {
@@ -92,6 +105,14 @@ GOLDEN_GREETINGS = {
     "smolvlm": ("<|im_start|>User: Hi!<end_of_utterance>\nAssistant:« Hello.<end_of_utterance>»\n"),
     "idefics3": (
         "<|begin_of_text|>User: Hi!<end_of_utterance>\nAssistant:« Hello.<end_of_utterance>»\n"
+    ),
+    "vicuna": (
+        "<|begin|>A chat between a curious user and an artificial intelligence assistant. The "
+        "assistant gives helpful, detailed, and polite answers to the user's questions. "
+        "USER: Hi! ASSISTANT:« Hello.<|endoftext|>»"
+    ),
+    "ghostvis": (
+        "<|bos|><|user_start|>Hi!<|user_end|><|assistant_start|>«Hello.<|assistant_end|>»"
     ),
 }
 

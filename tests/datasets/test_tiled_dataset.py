@@ -15,6 +15,7 @@ from dl_techniques.preprocessing.images import ImageProcessor
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 
 MARKERS = ["<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<|begin_of_text|>", "<image>"]
+MARKERS += TEMPLATES["ghostvis"].markers
 TILE, TOKENS = 4, 3
 
 

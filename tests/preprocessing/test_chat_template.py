@@ -18,6 +18,7 @@ from dl_techniques.preprocessing.chat_template import (
     encode_conversation,
     split_turns,
 )
+from dl_techniques.preprocessing.chat_templates import GHOSTVIS
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer, SentencePieceTokenizer
 
 # Ids of the byte tokenizer (see conftest): bytes are their own ids, "user" is one piece.
@@ -27,7 +28,7 @@ END_OF_UTTERANCE = 267
 
 def with_all_markers(tokenizer):
     copied = copy.deepcopy(tokenizer)
-    copied.add_special_tokens(["<end_of_utterance>", "<|begin_of_text|>"])
+    copied.add_special_tokens(["<end_of_utterance>", "<|begin_of_text|>", *GHOSTVIS.markers])
     return copied
 
 
@@ -305,9 +306,34 @@ DEFAULT_SYSTEM = {
 OPENING = {"smolvlm": "<|im_start|>", "idefics3": "<|begin_of_text|>"}
 
 
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def vicuna_rendered(messages, bos, eos):
+    """LLaVA-1.5's prompts, as its paper's programs write them."""
+    system_text, turns = VICUNA_SYSTEM, messages
+    if messages[0]["role"] == "system":
+        system_text, turns = messages[0]["content"], messages[1:]
+    text = f"{bos}{system_text} "
+    for message in turns:
+        content = message["content"]
+        if message["role"] == "user":
+            *images, text_part = content
+            marks = "<|image|>" * 3 * len(images)
+            text += f"USER: {marks}{text_part['text']} ASSISTANT:"
+        else:
+            text += f" {content}{eos}"
+    return text
+
+
 def rendered(messages, tokenizer, template):
     """The templates once more, as plain text."""
     names = {i: token for token, i in tokenizer.special_tokens.items()}
+    if template.name == "vicuna":
+        return vicuna_rendered(messages, names[tokenizer.bos_id], names[tokenizer.eos_id])
     text = OPENING.get(template.name, "")
     if template is QUESTION_ANSWER:
         text = names[tokenizer.bos_id]

@@ -86,6 +86,18 @@ def positive_number(value: Any, name: str) -> float:
     return float(value)
 
 
+def square(fields: Fields, name: str) -> int:
+    """Return the side of a square that is written as one number or as two equal ones.
+
+    Raises:
+        ValueError: naming the field, if it is anything else.
+    """
+    value = fields.get(name)
+    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    return Fields({name: value}, fields.where).count(name)
+
+
 def with_defaults(config: dict, defaults: dict, where: str) -> dict:
     """Return one of our configs with every argument.
 

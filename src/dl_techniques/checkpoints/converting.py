@@ -7,21 +7,48 @@ import keras
 
 from dl_techniques.checkpoints.building import Source, build
 from dl_techniques.checkpoints.exporting import export_decoder, export_vision_encoder
-from dl_techniques.checkpoints.formats import read_folder
+from dl_techniques.checkpoints.family_exporting import export_internvl, export_llava
+from dl_techniques.checkpoints.formats import Format, read_folder
 from dl_techniques.checkpoints.hub import local_folder
 from dl_techniques.checkpoints.model_exporting import export_nanovlm, export_smolvlm
+from dl_techniques.models.ghost_vis import GhostVis
 from dl_techniques.models.language_decoder import LanguageDecoder
+from dl_techniques.models.nano_vlm import NanoVLM
+from dl_techniques.models.nvlm import NVLM
 
 KERAS_SUFFIX = ".keras"
-TARGETS = ("keras", "nanovlm", "smolvlm", "llama", "siglip")
+TARGETS = ("keras", "nanovlm", "smolvlm", "llava", "internvl", "nvlm_d", "llama", "siglip")
 
 
-def load_any(source: str | os.PathLike, model_class: type, **options):
+FAMILIES = {family.__name__: family for family in (NanoVLM, GhostVis, NVLM)}
+
+
+def family_of(found: Format, config: dict, default: type | None = None) -> type:
+    """Return the class of a folder's model.
+
+    Args:
+        found: The folder's format.
+        config: Its config.json.
+        default: For a class that is not one of our families.
+
+    Raises:
+        ValueError: if it is none of them and there is no default.
+    """
+    family = FAMILIES.get(found.class_name(config), default)
+    if family is None:
+        raise ValueError(
+            f"config.json has model_class={config.get('model_class')!r}, which is none of "
+            f"{sorted(FAMILIES)}."
+        )
+    return family
+
+
+def load_any(source: str | os.PathLike, model_class: type | None = None, **options):
     """Return the model, or the vision encoder or decoder alone, of any supported source.
 
     Args:
         source: A `.keras` file, a folder in a supported format, or "hf://owner/name".
-        model_class: What whole models are.
+        model_class: What whole models are that are of no family; default: they are refused.
         **options: See `from_preset`.
 
     Raises:
@@ -32,7 +59,7 @@ def load_any(source: str | os.PathLike, model_class: type, **options):
     folder = local_folder(source, options.pop("revision", None))
     found, config = read_folder(folder)
     if found.part == "model":
-        return model_class.from_preset(folder, **options)
+        return family_of(found, config, model_class).from_preset(folder, **options)
     arguments = {**found.arguments(config), "dtype": options.get("dtype")}
     return build(found.make, arguments, Source(folder, found.key_map))
 
@@ -43,9 +70,10 @@ def convert(model, target: str | os.PathLike, to: str, dtype: str | None = None)
     Args:
         model: What `load_any` returned.
         target: A folder; for "keras" a `.keras` file, or a folder that `from_preset` reads.
-        to: One of `TARGETS`: "nanovlm" and "smolvlm" need a whole model; "llama" is its decoder,
-            or one alone (written as Qwen2 if it has q, k, v biases); "siglip" is its vision
-            encoder, or one alone.
+        to: One of `TARGETS`: "nanovlm" and "smolvlm" need a `NanoVLM`, "llava" a `GhostVis`,
+            "internvl" (of transformers) and "nvlm_d" an `NVLM`; "llama" is a model's decoder, or
+            one alone (written as Qwen2 if it has q, k, v biases); "siglip" is its vision encoder,
+            or one alone.
         dtype: "float32", "float16" or "bfloat16"; default: each weight's own.
 
     Raises:
@@ -72,10 +100,16 @@ def convert(model, target: str | os.PathLike, to: str, dtype: str | None = None)
         raise ValueError(f"A {type(model).__name__} alone cannot be converted to {to!r}.")
     elif to == "keras":
         model.save_to_preset(target, dtype)
-    elif to == "nanovlm":
-        export_nanovlm(model, target, dtype)
+    elif to == "nvlm_d":
+        export_internvl(model, target, dtype, layout="nvlm_d")
     else:
-        export_smolvlm(model, target, dtype)
+        export = {
+            "nanovlm": export_nanovlm,
+            "smolvlm": export_smolvlm,
+            "llava": export_llava,
+            "internvl": export_internvl,
+        }[to]
+        export(model, target, dtype)
 
 
 def _as_model(layer: keras.layers.Layer) -> keras.Model:

@@ -6,19 +6,20 @@ import os
 import pathlib
 
 from dl_techniques.checkpoints.building import build
+from dl_techniques.checkpoints.converting import family_of
 from dl_techniques.checkpoints.formats import CONFIG_FILE, FORMATS, Format, read_folder
 from dl_techniques.checkpoints.safetensors_io import Checkpoint
 from dl_techniques.models.model_size import analyze_model_size, without_weights
 
 
-def describe(path: str | os.PathLike, model_class: type) -> str:
+def describe(path: str | os.PathLike, model_class: type | None = None) -> str:
     """Return the format, architecture, parameters and dtypes of a folder or file, as lines.
 
     Nothing is loaded.
 
     Args:
         path: A folder in a supported format, or a safetensors file.
-        model_class: What whole models are.
+        model_class: What whole models are that are of no family; default: they are refused.
 
     Raises:
         ValueError: if it is nothing that is supported.
@@ -36,7 +37,8 @@ def describe(path: str | os.PathLike, model_class: type) -> str:
     found, config = read_folder(folder)
     lines = [f"format        {found.name}", *tensors]
     arguments = found.arguments(config)
-    make = model_class if found.layer_class is None else found.make
+    is_model = found.layer_class is None
+    make = family_of(found, config, model_class) if is_model else found.make
     model = without_weights(lambda: build(make, arguments))
     lines.append(f"architecture  {type(model).__name__}")
     lines += _argument_lines(arguments)
@@ -71,9 +73,7 @@ def _format_of_keys(checkpoint: Checkpoint) -> Format | None:
     keys = set(checkpoint.keys())
 
     def matches(found: Format) -> int:
-        key_map = found.key_map
-        prefix = key_map.prefix_in(keys)
-        return sum(prefix + rule.theirs.replace("{i}", "0") in keys for rule in key_map.rules)
+        return found.key_map.layout_of(keys).matches(keys)
 
     best = max(FORMATS.values(), key=matches)
     return best if matches(best) else None

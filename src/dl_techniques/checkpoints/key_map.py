@@ -71,6 +71,7 @@ class KeyMap:
         drops: The keys that are not loaded, with reasons.
         vocabulary: The embedding table and head, if the format has them.
         prefixes: What all keys of `rules` may begin with; the first is written.
+        layouts: Other tables of the same format, read but never written.
     """
 
     name: str
@@ -78,6 +79,7 @@ class KeyMap:
     drops: tuple[Drop, ...] = ()
     vocabulary: Vocabulary | None = None
     prefixes: tuple[str, ...] = ("",)
+    layouts: tuple["KeyMap", ...] = ()
 
     def dropped(self, key: str) -> str | None:
         """Return why a key is not loaded, None for keys that must be."""
@@ -86,11 +88,25 @@ class KeyMap:
     def prefix_in(self, keys: Iterable[str]) -> str:
         """Return the prefix that these keys have."""
         keys = set(keys)
+        return max(self.prefixes, key=lambda prefix: self._matches(keys, prefix))
 
-        def matches(prefix):
-            return sum(prefix + rule.theirs.replace("{i}", "0") in keys for rule in self.rules)
+    def layout_of(self, keys: Iterable[str]) -> "KeyMap":
+        """Return the table, of this and its other layouts, that most of these keys are in."""
+        keys = set(keys)
+        return max((self, *self.layouts), key=lambda table: table.matches(keys))
 
-        return max(self.prefixes, key=matches)
+    def matches(self, keys: Iterable[str]) -> int:
+        """Return how many lines have their key among these."""
+        keys = set(keys)
+        return max(self._matches(keys, prefix) for prefix in self.prefixes)
+
+    def without(self, drops: tuple[Drop, ...]) -> "KeyMap":
+        """Return the table with further keys that are not loaded, in every layout."""
+        layouts = tuple(layout.without(drops) for layout in self.layouts)
+        return dataclasses.replace(self, drops=(*self.drops, *drops), layouts=layouts)
+
+    def _matches(self, keys: set[str], prefix: str) -> int:
+        return sum(prefix + rule.theirs.replace("{i}", "0") in keys for rule in self.rules)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,7 @@ def check_weights(
     Raises:
         ValueError: naming all that does not fit.
     """
-    key_map = key_map_of(key_map)
+    key_map = key_map_of(key_map).layout_of(checkpoint.keys())
     variables = variables_of(owner)
     bindings = bind(key_map, variables, key_map.prefix_in(checkpoint.keys()))
     problems = _key_problems(checkpoint, key_map, bindings)

@@ -28,19 +28,15 @@ def write_model_card(
     """
     name = type(model).__name__
     usage = usage or (
-        f"from dl_techniques.models.nano_vlm import {name}\n\n"
+        f"from {type(model).__module__} import {name}\n\n"
         f'model = {name}.from_preset("FOLDER OR hf://OWNER/NAME")'
     )
-    config = {
-        key: getattr(model, key)
-        for key in ("vision_config", "projection_config", "language_config", "fusion")
-    }
     sections = [
         _HEADER.format(library=library, tag=name.lower()),
         f"# {name}, {model.count_params() / 1e6:,.1f}M parameters\n",
         f"```python\n{usage}\n```\n",
         f"## Parameters\n\n```\n{analyze_model_size(model)}\n```\n",
-        f"## Configuration\n\n```json\n{json.dumps(config, indent=2)}\n```\n",
+        f"## Configuration\n\n```json\n{json.dumps(model.arguments(), indent=2)}\n```\n",
         f"## Training data\n\n{model.training_data or 'Not stated.'}\n",
         f"## Results\n\n{_results(model.results)}\n",
     ]

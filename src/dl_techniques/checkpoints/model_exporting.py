@@ -16,6 +16,7 @@ from dl_techniques.checkpoints.nanovlm_processor import nanovlm_processor_fields
 from dl_techniques.checkpoints.smolvlm_config import smolvlm_from_config
 from dl_techniques.checkpoints.staging import staged
 from dl_techniques.checkpoints.vocabulary import grown_vocabulary
+from dl_techniques.layers.modality_projection import ModalityProjection
 from dl_techniques.layers.rotary_embedding import rotary_frequencies
 from dl_techniques.preprocessing.sentencepiece_export import to_huggingface
 
@@ -23,7 +24,16 @@ IMAGE_TOKEN = "<image>"
 
 
 def _model_config(model) -> dict:
-    """Return a model's arguments, those of its parts complete."""
+    """Return a model's arguments, those of its parts complete.
+
+    Raises:
+        ValueError: if its projection is of another family.
+    """
+    if not isinstance(model.modality_projection, ModalityProjection):
+        raise ValueError(
+            f"A {type(model).__name__} has a {type(model.modality_projection).__name__}, which "
+            "neither nanoVLM nor SmolVLM has: export_llava and export_internvl write it."
+        )
     language = model.language_decoder.arguments()
     vocab_size = language.pop("vocab_size")
     return {

@@ -38,9 +38,10 @@ def from_preset(
 
     Args:
         cls: The model's class.
-        source: A folder in our format, nanoVLM's, or SmolVLM's and Idefics3's; "hf://owner/name",
-            the same on the hub; or the name of one of our configurations, such as
-            "nanovlm_222m".
+        source: A folder in our format; for `NanoVLM` nanoVLM's, SmolVLM's or Idefics3's, for
+            `GhostVis` LLaVA-1.5's, for `NVLM` InternVL's (OpenGVLab's or transformers') or
+            NVLM-D's; "hf://owner/name", the same on the hub; or the name of one of our
+            configurations, such as "nanovlm_222m".
         load_weights: False: random weights in the preset's configuration.
         dtype: The weights' dtype or a policy, such as "bfloat16"; default: Keras' own.
         revision: Branch, tag or commit on the hub.
@@ -72,10 +73,10 @@ def from_preset(
             f"{source} is {found.name}'s, a {found.part} part alone: give it to "
             f"{cls.__name__}.from_backbones({found.part}=...)."
         )
-    known = config.get("model_class", cls.__name__)
+    known = found.class_name(config) or cls.__name__
     if known != cls.__name__:
         raise ValueError(f"{source} is a {known}, not a {cls.__name__}.")
-    sources = [Source(folder, found.key_map)] if load_weights else []
+    sources = [Source(folder, found.keys(config))] if load_weights else []
     model = build(cls, {**found.arguments(config), "dtype": dtype}, *sources)
     files = folder if found.name != MODEL_TYPE else None
     model.stop_ids = stop_ids_of(files, config)
@@ -93,7 +94,7 @@ def stop_ids_of(folder: pathlib.Path | None, config: dict) -> tuple[int, ...]:
     Raises:
         ValueError: if they are no ids.
     """
-    configs = [config, config.get("text_config")]
+    configs = [config, config.get("text_config"), config.get("llm_config")]
     if folder is not None and (folder / GENERATION_FILE).is_file():
         configs.insert(0, read_json(folder / GENERATION_FILE))
     ids = []

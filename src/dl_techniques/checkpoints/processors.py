@@ -4,8 +4,13 @@ import copy
 import os
 import pathlib
 
-from dl_techniques.checkpoints.companion_files import OWN_FIELD
 from dl_techniques.checkpoints.config_fields import Fields
+from dl_techniques.checkpoints.family_files import (
+    PREPROCESSOR_FILE,
+    images_in,
+    own_settings,
+    template_in,
+)
 from dl_techniques.checkpoints.formats import Format
 from dl_techniques.checkpoints.hub import TOKENIZER_FILES, local_folder
 from dl_techniques.checkpoints.json_files import read_json
@@ -16,8 +21,6 @@ from dl_techniques.preprocessing.huggingface_tokenizer import TOKENIZER_FILE
 from dl_techniques.preprocessing.images import ImageProcessor
 from dl_techniques.preprocessing.preprocessor_config import image_processor_from_preprocessor_config
 from dl_techniques.preprocessing.tokenizer import Tokenizer, load_tokenizer
-
-PREPROCESSOR_FILE = "preprocessor_config.json"
 
 
 def processor_of(
@@ -40,7 +43,17 @@ def processor_of(
         return VQADataProcessor.load(folder, tokenizer=own)
     if found.name == "nanovlm":
         return _nanovlm(config, folder, model, tokenizer)
-    return _smolvlm(config, folder, model, tokenizer)
+    if found.name == "smolvlm":
+        return _smolvlm(config, folder, model, tokenizer)
+    tokenizer = tokenizer_of(folder if tokenizer is None else tokenizer)
+    spelling = {i: token for token, i in tokenizer.special_tokens.items()}
+    return checked_processor(
+        model,
+        tokenizer,
+        template_in(found.name, config, folder),
+        images_in(found.name, config, folder),
+        spelling.get(model.image_token_id),
+    )
 
 
 def tokenizer_of(source: Tokenizer | str | os.PathLike) -> Tokenizer:
@@ -81,7 +94,7 @@ def _smolvlm(config, folder, model, tokenizer) -> VQADataProcessor:
     images = image_processor_from_preprocessor_config(read_json(folder / PREPROCESSOR_FILE))
     spelling = {i: token for token, i in tokenizer.special_tokens.items()}
     template = SMOLVLM if "<|im_start|>" in tokenizer.special_tokens else IDEFICS3
-    own = _own_settings(folder)
+    own = own_settings(folder)
     if own:
         template = TEMPLATES.get(own.get("template"))
         if template is None:
@@ -94,13 +107,6 @@ def _smolvlm(config, folder, model, tokenizer) -> VQADataProcessor:
                 images.image_size, images.mean, images.std, images.resample, images.max_pixels
             )
     return checked_processor(model, tokenizer, template, images, spelling.get(model.image_token_id))
-
-
-def _own_settings(folder: pathlib.Path) -> dict:
-    """Return what our export has noted for us; nothing in others' folders."""
-    path = folder / "tokenizer_config.json"
-    own = read_json(path).get(OWN_FIELD) if path.is_file() else None
-    return own if isinstance(own, dict) else {}
 
 
 def checked_processor(model, tokenizer, template, images, image_token) -> VQADataProcessor:

@@ -5,7 +5,7 @@
 config with one is refused.
 """
 
-from dl_techniques.checkpoints.config_fields import Fields, positive_number, with_defaults
+from dl_techniques.checkpoints.config_fields import Fields, positive_number, square, with_defaults
 from dl_techniques.checkpoints.configs import (
     arguments_of,
     sizes_from_vision_fields,
@@ -68,6 +68,30 @@ INTERNVIT_ARGUMENTS = {
     "use_patch_bias": True,
     "use_pre_norm": False,
     "use_final_norm": False,
+}
+
+# transformers' config of InternViT.
+INTERNVL_VISION_DEFAULTS = {
+    "model_type": "internvl_vision",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": [448, 448],
+    "patch_size": [14, 14],
+    "num_channels": 3,
+    "hidden_act": "gelu",
+    "norm_type": "layer_norm",
+    "layer_norm_eps": 1e-6,
+    "attention_bias": False,
+    "use_qk_norm": False,
+    "layer_scale_init_value": 0.1,
+    "hidden_dropout_prob": 0.0,
+    "attention_dropout": 0.0,
+    "projection_dropout": 0.0,
+    "use_absolute_position_embeddings": True,
+    "use_mask_token": False,
+    "use_mean_pooling": True,
 }
 
 
@@ -142,6 +166,60 @@ def vision_config_from_internvit(config: dict) -> dict:
         "use_qkv_bias": fields.flag("qkv_bias"),
         "qk_norm": "width" if fields.flag("qk_normalization") else False,
         "layer_scale": fields.number("initializer_factor"),
+    }
+
+
+def vision_config_from_internvl(config: dict) -> dict:
+    """Return arguments of `VisionTransformer` for an `InternVLVisionConfig` of transformers.
+
+    Args:
+        config: The JSON object.
+
+    Raises:
+        ValueError: naming a field with an unsupported value.
+    """
+    fields = Fields(config, "vision config", INTERNVL_VISION_DEFAULTS)
+    fields.require("model_type", INTERNVL_VISION_DEFAULTS["model_type"])
+    fields.require("hidden_act", INTERNVIT_ARGUMENTS["activation"])
+    fields.require("norm_type", *INTERNVIT_NORMS)
+    fields.require("num_channels", 3)
+    for name in ("hidden_dropout_prob", "attention_dropout", "projection_dropout"):
+        fields.require(name, 0.0, None)
+    fields.require("use_absolute_position_embeddings", True)
+    fields.require("use_mask_token", False, None)
+    # With it there is no norm behind the last layer.
+    fields.require("use_mean_pooling", True)
+    sides = {name: square(fields, name) for name in ("image_size", "patch_size")}
+    return {
+        **sizes_from_vision_fields(Fields({**fields.config, **sides}, fields.where)),
+        **INTERNVIT_ARGUMENTS,
+        "norm_epsilon": fields.number("layer_norm_eps"),
+        "norm_type": INTERNVIT_NORMS[fields.get("norm_type")],
+        "use_qkv_bias": fields.flag("attention_bias"),
+        "qk_norm": "width" if fields.flag("use_qk_norm") else False,
+        "layer_scale": fields.number("layer_scale_init_value"),
+    }
+
+
+def internvl_from_vision_config(vision_config: dict) -> dict:
+    """Return the `InternVLVisionConfig` of transformers for `VisionTransformer` arguments.
+
+    Args:
+        vision_config: The arguments.
+
+    Raises:
+        ValueError: naming an argument that InternViT lacks.
+    """
+    theirs = internvit_from_vision_config(vision_config)
+    shared = set(theirs) & set(INTERNVL_VISION_DEFAULTS) - {"model_type"}
+    return {
+        **INTERNVL_VISION_DEFAULTS,
+        **{name: theirs[name] for name in sorted(shared)},
+        "image_size": [theirs["image_size"]] * 2,
+        "patch_size": [theirs["patch_size"]] * 2,
+        "attention_bias": theirs["qkv_bias"],
+        "use_qk_norm": theirs["qk_normalization"],
+        "layer_scale_init_value": theirs["initializer_factor"],
     }
 
 

@@ -87,9 +87,71 @@ INTERNVIT_RULES = (
     Rule(f"{_MLP}/fc2/bias", "encoder.layers.{i}.mlp.fc2.bias"),
 )
 
+# transformers' names for InternViT; q, k and v have tensors of their own there.
+INTERNVL_VISION_RULES = (
+    Rule(
+        "patch_embedding/patch_projection/kernel",
+        "embeddings.patch_embeddings.projection.weight",
+        "patch kernel",
+    ),
+    Rule("patch_embedding/patch_projection/bias", "embeddings.patch_embeddings.projection.bias"),
+    Rule("patch_embedding/class_embedding", "embeddings.cls_token", "without leading 1, 1"),
+    Rule(
+        "patch_embedding/position_embedding", "embeddings.position_embeddings", "without leading 1"
+    ),
+    Rule("block_{i}/norm1/gamma|scale", "encoder.layer.{i}.layernorm_before.weight"),
+    Rule("block_{i}/norm1/beta", "encoder.layer.{i}.layernorm_before.bias"),
+    Rule("block_{i}/norm2/gamma|scale", "encoder.layer.{i}.layernorm_after.weight"),
+    Rule("block_{i}/norm2/beta", "encoder.layer.{i}.layernorm_after.bias"),
+    *(
+        rule
+        for name in "qkv"
+        for rule in (
+            Rule(
+                f"{_ATTENTION}/{name}_proj/kernel",
+                f"encoder.layer.{{i}}.attention.{name}_proj.weight",
+                "transpose",
+            ),
+            Rule(
+                f"{_ATTENTION}/{name}_proj/bias", f"encoder.layer.{{i}}.attention.{name}_proj.bias"
+            ),
+        )
+    ),
+    Rule(f"{_ATTENTION}/q_norm/scale", "encoder.layer.{i}.attention.q_norm.weight"),
+    Rule(f"{_ATTENTION}/k_norm/scale", "encoder.layer.{i}.attention.k_norm.weight"),
+    Rule(
+        f"{_ATTENTION}/o_proj/kernel",
+        "encoder.layer.{i}.attention.projection_layer.weight",
+        "transpose",
+    ),
+    Rule(f"{_ATTENTION}/o_proj/bias", "encoder.layer.{i}.attention.projection_layer.bias"),
+    Rule("block_{i}/ls1/scale", "encoder.layer.{i}.lambda_1"),
+    Rule("block_{i}/ls2/scale", "encoder.layer.{i}.lambda_2"),
+    Rule(f"{_MLP}/fc1/kernel", "encoder.layer.{i}.mlp.fc1.weight", "transpose"),
+    Rule(f"{_MLP}/fc1/bias", "encoder.layer.{i}.mlp.fc1.bias"),
+    Rule(f"{_MLP}/fc2/kernel", "encoder.layer.{i}.mlp.fc2.weight", "transpose"),
+    Rule(f"{_MLP}/fc2/bias", "encoder.layer.{i}.mlp.fc2.bias"),
+)
+
 POSITION_IDS = Drop(
     r".*\bposition_ids", "the numbers 0, 1, ...: a buffer of older transformers versions"
 )
+
+
+def unread_layers(prefix: str, first: int, end: int) -> tuple[Drop, ...]:
+    """Return the encoder layers [first, end) as keys to drop.
+
+    Args:
+        prefix: Regular expression of what stands before `encoder.layers`.
+        first: The first layer that is not read: a VLM may read the output of an earlier one.
+        end: The number of layers that the checkpoint has.
+    """
+    reason = f"lies behind layer {first - 1}, whose output is read"
+    return tuple(
+        Drop(rf"{prefix}encoder\.layers\.{layer}\..*", reason) for layer in range(first, end)
+    )
+
+
 _TEXT_TOWER = Drop(r"text_model\..*", "the text tower of the contrastive model")
 
 SIGLIP = KeyMap(

@@ -31,9 +31,9 @@ def write_tiny_sources(
 ) -> Path:
     """Write sources that `open_folder` finds, held-out samples beside them, and a tokenizer.
 
-    `captions`, `questions` and `text` are sources; `held_out/captions.jsonl`, `.../questions.jsonl`
-    and `.../text.txt` are held out by picture (the text by its end); `tokenizer` is trained on the
-    texts. What a finished folder holds is not made again.
+    `captions`, `questions`, `phrases` (both without their pictures) and `text` are sources;
+    `held_out/captions.jsonl`, `.../questions.jsonl` and `.../text.txt` are held out by picture (the
+    text by its end); `tokenizer` is trained on the texts. A finished folder is not made again.
 
     Args:
         folder: where.
@@ -62,6 +62,8 @@ def write_tiny_sources(
     cut = round(len(passages) * (1.0 - held_out_share))
     _write_samples(folder / "captions" / "train.jsonl", described)
     _write_samples(folder / "questions" / "train.jsonl", _in_parts(questions, turns))
+    without = ({**s, "images": []} for s in (*described, *_in_parts(questions, turns)))
+    _write_samples(folder / "phrases" / "train.jsonl", without)
     _write_text(folder / "text" / "train.txt", passages[:cut])
     _write_samples(folder / "held_out" / "captions.jsonl", ShapesCaptions("heldout", few, seed))
     _write_samples(folder / "held_out" / "questions.jsonl", held_out)

@@ -50,7 +50,7 @@ def answer_questions(
         blank_images: Show blank pictures (0 after normalisation: mid-grey for [-1, 1]) instead:
             what the model answers without seeing.
     """
-    questions = [question for sample in samples for question in _questions(sample)]
+    questions = [question for sample in samples for question in sample_questions(sample)]
     stop_ids = processor.template.stop_ids(processor.tokenizer)
     answered = []
     for start in range(0, len(questions), batch_size):
@@ -120,7 +120,8 @@ def message_text(message: dict) -> str:
     return "".join(value for kind, value in message_parts(message, "a message") if kind == "text")
 
 
-def _questions(sample: dict) -> list[dict]:
+def sample_questions(sample: dict) -> list[dict]:
+    """Return `id`, `kind`, `images`, `question` and `references` of each user turn of a sample."""
     messages = sample["messages"]
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]
     kinds = sample.get("kinds") or ["question"] * len(users)

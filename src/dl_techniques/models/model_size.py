@@ -65,15 +65,18 @@ def analyze_model_size(model=None) -> ModelSize:
     """Return the size of a model, per component: parameters, share, bytes in float32 and bfloat16.
 
     Args:
-        model: A `VisionLanguageModel`, or the name of a NanoVLM configuration, whose weights are
-            then not allocated. Default: "nanovlm_222m".
+        model: A `VisionLanguageModel`, or a name in `MODEL_NAMES` (`models.families`), whose
+            weights are then not allocated. Default: "nanovlm_222m".
+
+    Raises:
+        ValueError: if the name is unknown.
     """
     if model is None or isinstance(model, str):
         # nano_vlm offers this function under its own name, so it cannot be imported above.
-        from dl_techniques.models.nano_vlm import create_nanovlm
+        from dl_techniques.models.families import create_model
 
         name = model or "nanovlm_222m"
-        model = without_weights(lambda: create_nanovlm(name))
+        model = without_weights(lambda: create_model(name))
     counts = {
         name: sum(math.prod(v.shape) for v in getattr(model, name).weights) for name in COMPONENTS
     }

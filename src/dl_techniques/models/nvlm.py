@@ -150,7 +150,9 @@ class NVLM(VisionLanguageModel):
             context, per_image = ops.concatenate([named[:, :, None], vision], axis=2), tokens + 1
             embeddings, fused["image_ids"] = self._spliced(embeddings, vision, tags, is_placeholder)
         context = ops.reshape(context, (batch, images * per_image, width))
-        mask = ops.expand_dims(ops.repeat(seen, per_image, axis=2), 1)
+        length = ops.shape(text)[1]
+        mask = ops.broadcast_to(seen[..., None], (batch, length, images, per_image))
+        mask = ops.reshape(mask, (batch, 1, length, images * per_image))
         if vision.shape[1] is None:  # A compiled step may meet a batch without any image.
             context = ops.pad(context, ((0, 0), (0, 1), (0, 0)))
             mask = ops.pad(mask, ((0, 0), (0, 0), (0, 0), (0, 1)))

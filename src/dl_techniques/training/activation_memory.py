@@ -70,7 +70,9 @@ def kept_bytes(segments: list[Segment]) -> int:
     return round(sum(segment.kept for segment in segments))
 
 
-def block_segment(block, rows: int, length: int, flows: bool, remat: bool, how: Numerics):
+def block_segment(
+    block, rows: int, length: int, flows: bool, remat: bool, how: Numerics, context: int = 0
+):
     """Return the segment of an encoder's or a decoder's block.
 
     Args:
@@ -80,14 +82,20 @@ def block_segment(block, rows: int, length: int, flows: bool, remat: bool, how: 
         flows: Whether a gradient has to reach the block's input.
         remat: Whether only the block's input is kept.
         how: How numbers are stored.
+        context: Tokens of each sequence's context, where the block has cross-attention to it.
     """
     trained = bool(block.trainable_variables)
-    wide = _widest(block, rows, length, how)
+    cross = getattr(block, "cross_block", None) if context else None
+    wide = _widest(block, rows, length, max(length, 0 if cross is None else context), how)
     if not (flows or trained):
         return Segment(inside=2 * wide)
     inside = rows * length * _block_numbers(block, trained, how) * how.item
-    inside += _score_bytes(block.attention, rows, length, how)
+    inside += _score_bytes(block.attention, rows, length, length, how)
     inside += _mask_bytes(block, rows, length, how)
+    if cross is not None:
+        inside += cross_attention_bytes(cross.attention, rows, length, context, trained, how)
+        # The sum of the residual stream, and what the gate multiplies.
+        inside += 2 * rows * length * block.hidden_dim * how.item
     if remat and how.remat_saves:
         # The whole inside again, then the gradients on their way back.
         return Segment(rows * length * block.hidden_dim * how.item, inside + 2 * wide)
@@ -118,9 +126,19 @@ def _block_numbers(block, trained, how):
     return numbers
 
 
-def _score_bytes(attention, rows, length, how):
+def cross_attention_bytes(attention, rows, length, context, trained, how) -> float:
+    """Return what attention of `length` tokens to `context` others keeps for the backward pass."""
+    heads = attention.num_heads * attention.head_dim / how.model_parallel
+    kv_heads = attention.num_kv_heads * attention.head_dim / how.model_parallel
+    # The normalised input and the queries, what attention gives; keys and values of the context.
+    numbers = length * (attention.hidden_dim * (1 + int(trained)) + 2 * heads)
+    numbers += context * 2 * kv_heads
+    return rows * numbers * how.item + _score_bytes(attention, rows, length, context, how)
+
+
+def _score_bytes(attention, rows, length, seen, how):
     """Return the bytes of attention weights: softmax in float32, then as the product takes them."""
-    scores = rows * attention.num_heads / how.model_parallel * length**2
+    scores = rows * attention.num_heads / how.model_parallel * length * seen
     if attention.dropout:  # Exponentials and what is left of the weights, as the layer does it.
         return scores * (_FLOAT32 + how.item)
     if not how.keeps_scores:
@@ -136,11 +154,11 @@ def _mask_bytes(block, rows, length, how):
     return rows * length * (numbers / how.model_parallel + block.hidden_dim)
 
 
-def _widest(block, rows, length, how):
+def _widest(block, rows, length, seen, how):
     """Return the bytes of the largest tensor inside of a block."""
     widest = rows * length * block.mlp.mlp_dim / how.model_parallel * how.item
     if how.keeps_scores or block.attention.dropout:
-        scores = rows * block.attention.num_heads / how.model_parallel * length**2
+        scores = rows * block.attention.num_heads / how.model_parallel * length * seen
         widest = max(widest, scores * _FLOAT32)
     return widest
 

@@ -8,11 +8,11 @@ import numpy as np
 from dl_techniques.losses.metrics import NextTokenAccuracy
 from dl_techniques.losses.nanovlm_loss import NanoVLMLoss
 from dl_techniques.models.lora import train_only
-from dl_techniques.models.nano_vlm import NanoVLM
 from dl_techniques.optimization import ComponentOptimizer, optimizer_builder
+from dl_techniques.training.batch_sizes import row_tokens
 from dl_techniques.training.bench import BenchSettings
 from dl_techniques.training.planned_layout import size_in_bytes
-from dl_techniques.training.skeletons import PARTS, model_config
+from dl_techniques.training.skeletons import PARTS, model_config, with_remat
 from dl_techniques.utils.device_memory import gpu_peak_counter
 from dl_techniques.utils.resident_memory import (
     peak_resident_bytes,
@@ -37,14 +37,11 @@ class StepsToMeasure:
     def __init__(self, settings: BenchSettings):
         self.settings = settings
         keras.utils.set_random_seed(0)
-        config = model_config(settings.model)
+        family, config = model_config(settings.model)
         if "vision_config" not in config:
             raise ValueError(f"{settings.model} has no vision encoder: only VLMs are measured.")
-        if settings.remat is not None:
-            for part in ("vision_config", "language_config"):
-                config[part] = {**config[part], "remat": settings.remat}
         keras.config.set_dtype_policy(settings.precision)
-        self.model = NanoVLM(**config)
+        self.model = family(**with_remat(config, settings.remat))
         if settings.trainable is not None:
             train_only(self.model, settings.trainable)
         optimizers = {
@@ -60,22 +57,39 @@ class StepsToMeasure:
         self.learned_tokens = int(np.sum(self.labels[:, 1:] != -100))
 
     def _batch(self):
-        """Return inputs and labels int32[B, S]."""
+        """Return inputs and labels int32[B, S]; the images' places come first in each row."""
         settings, model = self.settings, self.model
         rng = np.random.default_rng(0)
         shape = (settings.batch_size, settings.length)
+        tags = getattr(model, "tile_tag_ids", None) or ()
+        special = [*model.image_mark_ids, *tags]
         ids = rng.integers(0, model.vocab_size, shape).astype("int32")
-        labels = ids.copy()
-        inputs = {"text_tokens": ids}
-        if model.image_token_id is not None:
-            ids[ids == model.image_token_id] = 0
-            used = settings.images * model.tokens_per_image
-            ids[:, :used] = model.image_token_id
-            labels[:, :used] = -100
+        ids[np.isin(ids, special)] = next(i for i in range(model.vocab_size) if i not in special)
+        labels, inputs = ids.copy(), {"text_tokens": ids}
+        used = row_tokens(model, settings.images, model.tokens_per_image)
+        labels[:, :used] = -100
         if settings.images:
             size = (settings.batch_size, settings.images, *model.image_size, 3)
             inputs["images"] = rng.uniform(-1.0, 1.0, size).astype("float32")
+        if used:
+            inputs |= self._places(ids, used)
         return inputs, labels
+
+    def _places(self, ids, used) -> dict:
+        """Write the images' placeholders and tags into the ids; return further inputs."""
+        model, images = self.model, self.settings.images
+        if model.image_token_id is not None:
+            ids[:, :used] = model.image_token_id
+        if getattr(model, "architecture", "decoder") == "decoder":
+            return {}
+        # One token a tag; behind the last one a hybrid model has the thumbnail's placeholders.
+        if model.tile_tag_ids is not None:
+            ids[:, :images] = np.resize(model.tile_tag_ids, images)
+            return {}
+        image_tags = np.zeros_like(ids)
+        image_tags[:, :images] = np.arange(1, images + 1)
+        ids[:, :images] = 0 if model.image_token_id != 0 else 1
+        return {"image_tags": image_tags}
 
     def step(self) -> float:
         """Do one step; return its time in s."""

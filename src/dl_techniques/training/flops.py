@@ -4,67 +4,9 @@ from collections.abc import Mapping
 
 import keras
 
-from dl_techniques.layers.attention import GroupedQueryAttention
-from dl_techniques.training.batch_sizes import batch_sizes
-
-
-class MatrixProducts:
-    """Adds up the matrix products of a step, in the order of the data's way through the layers.
-
-    A product of [rows, n] and [n, m] takes 2 * rows * n * m operations. The backward pass has one
-    more for the gradient of the input, if something trained lies before it, and one for the
-    gradient of the weights, if they are trained.
-
-    Attributes:
-        forward: Operations of the forward pass.
-        backward: Operations of the backward pass.
-        flows: Whether a gradient has to reach the present place.
-    """
-
-    def __init__(self, flows: bool = False):
-        self.forward = 0
-        self.backward = 0
-        self.flows = flows
-
-    def weights(self, rows: int, inputs: int, outputs: int, trained: bool) -> None:
-        """Add the product of activations with weights."""
-        product = 2 * rows * inputs * outputs
-        self.forward += product
-        self.backward += product * (int(self.flows) + int(trained))
-
-    def dense(self, layer: keras.layers.Dense, rows: int) -> None:
-        """Add a Dense layer; an adapter (LoRA) costs the gradient of the whole kernel in Keras."""
-        inputs = layer.input_spec.axes[-1]
-        trained = _is_trained(layer)
-        self.weights(rows, inputs, layer.units, trained)
-        if getattr(layer, "lora_enabled", False):
-            product = 2 * inputs * layer.lora_rank * layer.units
-            self.forward += product
-            self.backward += 2 * product
-        self.flows = self.flows or trained
-
-    def attention(self, layer: GroupedQueryAttention, batch: int, length: int) -> None:
-        """Add self-attention: its projections, and both products over all pairs of tokens."""
-        rows, before = batch * length, self.flows
-        for projection in (layer.q_proj, layer.k_proj, layer.v_proj):
-            after, self.flows = self.flows, before
-            self.dense(projection, rows)
-            self.flows = self.flows or after
-        pairs = 4 * batch * layer.num_heads * length**2 * layer.head_dim
-        self.forward += pairs
-        self.backward += 2 * pairs * int(self.flows)
-        self.dense(layer.o_proj, rows)
-
-    def block(self, block: keras.layers.Layer, batch: int, length: int) -> None:
-        """Add an encoder's or a decoder's block."""
-        mlp, before = block.mlp, self.flows
-        self.attention(block.attention, batch, length)
-        # Norms have no products, but a gradient has to reach what is trained of them.
-        self.flows = before or bool(block.trainable_variables)
-        first = [mlp.fc1] if hasattr(mlp, "fc1") else [mlp.gate_proj, mlp.up_proj]
-        for layer in first:
-            self.dense(layer, batch * length)
-        self.dense(mlp.fc2 if hasattr(mlp, "fc2") else mlp.down_proj, batch * length)
+from dl_techniques.layers.vision_resampler import VisionResampler, VisionTokenCompressor
+from dl_techniques.training.batch_sizes import batch_sizes, projection_parts
+from dl_techniques.training.matrix_products import MatrixProducts, is_trained
 
 
 def model_flops(model, inputs: Mapping) -> int:
@@ -77,7 +19,7 @@ def model_flops(model, inputs: Mapping) -> int:
     second give the model's utilisation (MFU), not the hardware's.
 
     Args:
-        model: A `VisionLanguageModel`, or one of `planned_models`; also `without_weights`.
+        model: A `VisionLanguageModel`, or what `make_skeleton` gives; also `without_weights`.
         inputs: The arrays of a batch or their shapes: `text_tokens` [B, S] and, where there are
             images, `images` [B, I, H, W, 3] or [B, H, W, 3]. Other keys are not read.
     """
@@ -94,10 +36,17 @@ def step_products(model, inputs: Mapping) -> MatrixProducts:
     decoder = model.language_decoder
     head = decoder.token_embedding
     table, reverse = _embedding_trained(head)
-    text = MatrixProducts(flows=vision.flows or table)
+    in_sequence = getattr(model, "architecture", "decoder") != "cross_attention"
+    text = MatrixProducts(flows=table or (vision.flows and in_sequence))
+    context_flows = vision.flows
+    if sizes.tags:  # The means of the tags' embeddings, which stand before the images.
+        means = 2 * sizes.rows * sizes.length * sizes.tags * decoder.hidden_dim
+        text.forward += means
+        text.backward += means * int(table)
+        context_flows = context_flows or table
     for block in decoder.blocks:
-        text.block(block, sizes.rows, sizes.length)
-    text.flows = text.flows or _is_trained(decoder.norm)
+        text.block(block, sizes.rows, sizes.length, sizes.context, context_flows)
+    text.flows = text.flows or is_trained(decoder.norm)
     rows = sizes.rows * sizes.length
     text.weights(rows, decoder.hidden_dim, decoder.vocab_size, reverse)
     text.forward += vision.forward
@@ -109,18 +58,30 @@ def _add_vision(passes, model, sizes):
     encoder = model.vision_encoder
     rows = sizes.images * sizes.patches
     passes.dense(encoder.patch_embedding.patch_projection, rows)
-    passes.flows = _is_trained(encoder.patch_embedding)
+    passes.flows = is_trained(encoder.patch_embedding)
+    if encoder.pre_norm is not None:
+        passes.flows = passes.flows or is_trained(encoder.pre_norm)
     for block in encoder.blocks:
         passes.block(block, sizes.images, sizes.vision_length)
-    passes.flows = passes.flows or _is_trained(encoder)
-    for layer in model.modality_projection._flatten_layers():
-        if isinstance(layer, keras.layers.Dense):
-            passes.dense(layer, sizes.images * sizes.image_tokens)
-    passes.flows = passes.flows or _is_trained(model.modality_projection)
+    if encoder.norm is not None:
+        passes.flows = passes.flows or is_trained(encoder.norm)
+    _add_projection(passes, model, sizes)
+    passes.flows = passes.flows or is_trained(model.modality_projection)
 
 
-def _is_trained(layer):
-    return bool(layer.trainable_variables)
+def _add_projection(passes, model, sizes):
+    for part, tokens, width in projection_parts(model, sizes):
+        if isinstance(part, VisionResampler):
+            passes.resampler(part, sizes.images, tokens, width)
+        elif isinstance(part, VisionTokenCompressor):
+            passes.compressor(part, sizes.images, tokens)
+        else:
+            # A norm that opens is trained before the first product, others lie behind one.
+            opening = getattr(part, "input_norm", None)
+            passes.flows = passes.flows or (opening is not None and is_trained(opening))
+            for layer in part._flatten_layers():
+                if isinstance(layer, keras.layers.Dense):
+                    passes.dense(layer, sizes.images * sizes.image_tokens)
 
 
 def _embedding_trained(embedding):

@@ -20,8 +20,9 @@ _SHOWN = 5
 _NUMBER = r"_\d+(?=/)"
 # The layers whose outputs [B, T, channels] become, or are added to, the stream of tokens.
 _WHOLE_CHANNELS = re.compile(
-    r"(^|/)(block_\d+/attention/o_proj|block_\d+/mlp/(fc2|down_proj)|"
-    r"patch_embedding/patch_projection|modality_projection/(pixel_shuffle|proj))/output$"
+    r"(^|/)((block_\d+|cross_attention|vision_compressor)/attention/o_proj|"
+    r"block_\d+/mlp/(fc2|down_proj)|patch_embedding/patch_projection|"
+    r"modality_projection/(pixel_shuffle|proj|vision_projector(/fc[2468])?))/output$"
 )
 
 

@@ -19,7 +19,7 @@ from dl_techniques.training.activation_memory import (
     kept_bytes,
     peak_bytes,
 )
-from dl_techniques.training.batch_sizes import batch_sizes
+from dl_techniques.training.batch_sizes import batch_sizes, row_tokens
 from dl_techniques.training.device_peaks import device_name
 from dl_techniques.training.flops import step_products
 from dl_techniques.training.planned_layout import PlannedLayout
@@ -199,8 +199,8 @@ def _check(batch_size, length, images, precision, chunk_size, accumulation_steps
 
 
 def _check_length(skeleton, sizes, length, images):
-    needed = images * sizes.image_tokens
-    if skeleton.fusion == "placeholder" and length < needed:
+    needed = row_tokens(skeleton, images, sizes.image_tokens)
+    if length < needed:
         raise ValueError(f"{images} images need {needed} of the row's tokens, length={length}.")
     longest = skeleton.language_decoder.max_positions
     if sizes.length > longest:

@@ -9,7 +9,8 @@ def default_config() -> dict:
     - `model`: a name in `MODEL_NAMES`; "custom" with the three `*_config` dicts; "backbones"
       with a published encoder and decoder as `vision_backbone` and `language_backbone` (see
       `from_backbones`); the folder of an earlier run; or what `from_preset` takes. `family` is
-      the class of "backbones" and presets: "NanoVLM", "GhostVis" or "NVLM".
+      the class of "backbones" and presets: "NanoVLM", "GhostVis" or "NVLM". `model_changes` are
+      constructor arguments that replace a named configuration's; dicts replace single keys.
     - A model from scratch gets a processor with `template` (a name in `TEMPLATES`),
       `image_processor` (what `image_processor_from_config` takes; None: pictures are stretched),
       `placeholder_tiles` (see `VQADataProcessor`) and, with `tile_tags`, a token for each tag of a
@@ -34,6 +35,7 @@ def default_config() -> dict:
     return {
         "model": "nanovlm_222m",
         "family": "NanoVLM",
+        "model_changes": None,
         "template": "question_answer",
         "image_processor": None,
         "placeholder_tiles": "all",
@@ -99,6 +101,7 @@ def default_config() -> dict:
 # What may differ from stage to stage.
 STAGE_SETTINGS = (
     *("data", "mixture", "max_epochs", "max_tiles", "max_documents", "max_turns", "augment"),
+    "max_text_length",
     *("batch_size", "epochs", "steps", "optimizer", "learning_rates", "unfreeze_last_blocks"),
     *("layer_decay", "ema_decay", "schedule", "warmup_share", "alpha", "clipnorm"),
     *("accumulation_steps", "label_smoothing", "chunk_size", "objective", "lora"),
@@ -107,6 +110,7 @@ STAGE_SETTINGS = (
 # What these may be besides None.
 _OPTIONAL = {
     "image_processor": dict,
+    "model_changes": dict,
     "vision_config": dict,
     "language_config": dict,
     "projection_config": dict,

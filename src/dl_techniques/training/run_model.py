@@ -6,7 +6,7 @@ import keras
 
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.question_answering import message_text
-from dl_techniques.models.families import MODEL_CONFIGS, create_model
+from dl_techniques.models.families import MODEL_CONFIGS, create_model, model_arguments
 from dl_techniques.models.ghost_vis import GhostVis
 from dl_techniques.models.nano_vlm import NanoVLM
 from dl_techniques.models.nvlm import NVLM
@@ -40,9 +40,8 @@ def new_model(config: dict, load_weights: bool = True, **vocabulary) -> VisionLa
         parts = {k: config[f"{k}_backbone"] for k in ("vision", "language")}
         if None in parts.values():
             raise ValueError("model='backbones' needs vision_backbone and language_backbone.")
-        model = family.from_backbones(
-            **parts, projection_config=config["projection_config"], load_weights=load_weights
-        )
+        changes = config["model_changes"] or {}
+        model = family.from_backbones(**parts, **changes, load_weights=load_weights)
     elif name == "custom":
         parts = {k: config[k] for k in _PARTS}
         if None in parts.values() or family is not NanoVLM:
@@ -53,10 +52,19 @@ def new_model(config: dict, load_weights: bool = True, **vocabulary) -> VisionLa
     elif has_weights(config):
         model = family.from_preset(name, load_weights=load_weights)
     else:
-        model = create_model(name, **vocabulary)
+        model = create_model(name, **_changed(name, config["model_changes"]), **vocabulary)
     for part in (model.vision_encoder, model.language_decoder):
         part.remat = config["remat"] or part.remat
     return model
+
+
+def _changed(name: str, changes: dict | None) -> dict:
+    """Return the constructor arguments; of dicts, the keys that are not named stay."""
+    arguments = model_arguments(name)
+    return {
+        key: {**(arguments[key] or {}), **value} if isinstance(value, dict) else value
+        for key, value in (changes or {}).items()
+    }
 
 
 def is_run(name: str) -> bool:

@@ -7,7 +7,8 @@ from dl_techniques.training.activation_memory import (
     head_segment,
     item_bytes,
 )
-from dl_techniques.training.batch_sizes import BatchSizes
+from dl_techniques.training.batch_sizes import BatchSizes, projection_parts
+from dl_techniques.training.connector_memory import part_bytes
 from dl_techniques.training.planned_layout import PlannedLayout
 
 
@@ -15,7 +16,7 @@ class StepSegments:
     """Makes the segments one after the other.
 
     Args:
-        model: A model of the shape of `Skeleton`, weights or not.
+        model: A `VisionLanguageModel` or a `DecoderAlone`, weights or not.
         sizes: The batch of one device.
         layout: What devices share.
         how: How numbers are stored.
@@ -32,7 +33,7 @@ class StepSegments:
         self.sizes = sizes
         self.layout = layout
         self.how = how
-        self.flows = False
+        self.flows = self.context_flows = False
         self.segments: list[Segment] = []
 
     def all(self) -> list[Segment]:
@@ -57,14 +58,18 @@ class StepSegments:
         self.segments.append(segment)
         self.flows = reached
 
-    def _add_blocks(self, part, rows, length):
+    def _add_blocks(self, part, rows, length, context=0):
         for block in part.blocks:
-            segment = block_segment(block, rows, length, self.flows, part.remat, self.how)
+            crosses = getattr(block, "cross_block", None) is not None
+            flows = self.flows or (crosses and self.context_flows)
+            seen = context if crosses else 0
+            segment = block_segment(block, rows, length, flows, part.remat, self.how, seen)
             self._add(segment, block.weights)
+            self.flows = self.flows or flows
 
     def _add_vision(self):
         sizes, item = self.sizes, self.how.item
-        encoder, projection = self.model.vision_encoder, self.model.modality_projection
+        encoder = self.model.vision_encoder
         rows = sizes.images * sizes.vision_length
         # The patches as rows of pixels, if their matrix is trained, and its product.
         embedding = encoder.patch_embedding
@@ -77,14 +82,17 @@ class StepSegments:
         rest = [v for v in encoder.weights if id(v) not in inside]
         reached = self.flows or any(v.trainable for v in rest)
         self._add(Segment(3 * tokens * int(bool(rest) and reached)), rest)
-        # Each matrix keeps its input; the last one's output joins the decoder's sequence.
-        kept = sum(
-            sizes.images * sizes.image_tokens * sum(v.shape) * item
-            for v in projection.weights
-            if len(v.shape) == 2
-        )
-        trained = any(v.trainable for v in projection.weights)
-        self._add(Segment(kept * int(trained or self.flows)), projection.weights)
+        for part, length, width in projection_parts(self.model, sizes):
+            trained = any(v.trainable for v in part.weights)
+            kept = part_bytes(part, sizes.images, length, width, self.how)
+            self._add(Segment(kept * int(trained or self.flows)), part.weights)
+        self.context_flows = self.flows
+        if sizes.context:
+            # The images wait for the blocks that read them, and their gradients add up.
+            context = sizes.rows * sizes.context * self.model.language_decoder.hidden_dim * item
+            self._add(Segment(context, context * int(self.flows)), [])
+        if getattr(self.model, "architecture", None) == "cross_attention":
+            self.flows = False  # No image is in the sequence.
 
     def _add_decoder(self):
         decoder, sizes = self.model.language_decoder, self.sizes
@@ -97,7 +105,7 @@ class StepSegments:
         at_lookup = size * int(trained and embedding.tie_weights)
         first = 0 if embedding.tie_weights else None
         self._add(Segment(2 * states, at_lookup), table, first)
-        self._add_blocks(decoder, sizes.rows, sizes.length)
+        self._add_blocks(decoder, sizes.rows, sizes.length, sizes.context)
         head = table if embedding.tie_weights else [embedding.reverse_embeddings]
         segment = head_segment(decoder, sizes, self.flows, self.how)
         self._add(segment, [*decoder.norm.weights, *head])
