@@ -57,7 +57,7 @@ def batch(tokens=TOKENS) -> dict:
 @pytest.fixture(scope="module")
 def processor():
     text = ["What is in this image? A cat sitting on a table."] * 4
-    tokenizer = SentencePieceTokenizer.train(text, 60, special_tokens=list(SPECIAL_TOKENS))
+    tokenizer = SentencePieceTokenizer.train(text, 300, special_tokens=list(SPECIAL_TOKENS))
     return VQADataProcessor(
         16,
         tokenizer=tokenizer,

@@ -329,11 +329,28 @@ def vicuna_rendered(messages, bos, eos):
     return text
 
 
+def ghostvis_rendered(messages):
+    """The guide's tokens: a turn that is read, a turn that is learned."""
+    text = "<|bos|>"
+    for message in messages:
+        content = message["content"]
+        if message["role"] == "assistant":
+            text += f"<|assistant_start|>{content}<|assistant_end|>"
+            continue
+        if isinstance(content, list):
+            *images, text_part = content
+            content = "<|image|>" * 3 * len(images) + text_part["text"]
+        text += f"<|user_start|>{content}<|user_end|>"
+    return text
+
+
 def rendered(messages, tokenizer, template):
     """The templates once more, as plain text."""
     names = {i: token for token, i in tokenizer.special_tokens.items()}
     if template.name == "vicuna":
         return vicuna_rendered(messages, names[tokenizer.bos_id], names[tokenizer.eos_id])
+    if template.name == "ghostvis":
+        return ghostvis_rendered(messages)
     text = OPENING.get(template.name, "")
     if template is QUESTION_ANSWER:
         text = names[tokenizer.bos_id]

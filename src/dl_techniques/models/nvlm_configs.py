@@ -15,13 +15,13 @@ _QWEN2_72B = {
     "tie_embeddings": False,
 }
 # NVLM-D: a norm of the shuffled tokens (4 x 3200 wide), then two layers without biases.
-_TWO_LAYERS = {
-    "output_dim": 8192,
+NVLM_PROJECTOR = {
     "hidden_dim": 29568,
     "use_layer_norm": False,
     "use_input_norm": True,
     "use_bias": False,
 }
+_TWO_LAYERS = {"output_dim": 8192, **NVLM_PROJECTOR}
 _PLACEHOLDER = 151654  # <|vision_pad|> of Qwen2.
 # Tags of one token each, in rows of the table that Qwen2's own tokens leave free.
 _TILE_TAGS = list(range(151665, 151665 + 7))
@@ -93,11 +93,12 @@ def _mini(architecture, **more):
         language["cross_attention_every"] = 2
     return {
         "architecture": architecture,
+        # A picture of 64 pixels becomes four such tiles and a thumbnail, 4 tokens each.
         "vision_config": {
-            "img_size": 64,
-            "patch_size": 8,
-            "embed_dim": 128,
-            "depth": 4,
+            "img_size": 32,
+            "patch_size": 4,
+            "embed_dim": 96,
+            "depth": 3,
             "num_heads": 4,
             "qk_norm": "width",
             "norm_type": "rms",
@@ -105,7 +106,7 @@ def _mini(architecture, **more):
         },
         "language_config": language,
         "projector_config": {"output_dim": 160, "hidden_dim": 320, "use_layer_norm": False},
-        "scale_factor": 2,
+        "scale_factor": 4,
         "vocab_size": 2048,
         **more,
     }
@@ -132,13 +133,13 @@ NVLM_CONFIGS = {
     "nvlm_7b": {**_ladder(4096, 32, 32, 11008), "total_params": 6_948_765_696},
     "nvlm_13b": {**_ladder(5120, 48, 40, 13824), "total_params": 15_751_008_256},
     "nvlm_34b": {**_ladder(8192, 80, 64, 22016), "total_params": 65_469_808_640},
-    "nvlm_mini_d": {**_mini("decoder", image_token_id=MINI_PLACEHOLDER), "total_params": 3_032_640},
+    "nvlm_mini_d": {**_mini("decoder", image_token_id=MINI_PLACEHOLDER), "total_params": 2_880_224},
     "nvlm_mini_x": {
         **_mini("cross_attention", tile_tag_ids=MINI_TILE_TAGS),
-        "total_params": 3_217_443,
+        "total_params": 3_065_027,
     },
     "nvlm_mini_h": {
         **_mini("hybrid", image_token_id=MINI_PLACEHOLDER, tile_tag_ids=MINI_TILE_TAGS),
-        "total_params": 3_217_443,
+        "total_params": 3_065_027,
     },
 }

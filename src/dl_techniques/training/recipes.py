@@ -2,6 +2,9 @@
 
 import copy
 
+from dl_techniques.models.nvlm_configs import NVLM_PROJECTOR
+from dl_techniques.training.nvlm_stages import guide_stages
+
 
 def default_config() -> dict:
     """Return the settings of a run; the recipes change some of them.
@@ -276,11 +279,13 @@ RECIPES = {
         "steps": 34000,
         "output_dir": "runs/nanovlm_222m",
     },
-    # NVLM's order of learning (https://arxiv.org/abs/2409.11402): see, align, then all together.
+    # The guide's order of learning: see, align, then all together. `train/nvlm.py` has the paper's.
     "nvlm": {
         "model": "backbones",
-        "vision_backbone": "hf://google/siglip-so400m-patch14-384",
-        "language_backbone": "hf://Qwen/Qwen2.5-7B-Instruct",
+        "family": "NVLM",
+        "vision_backbone": "hf://OpenGVLab/InternViT-6B-448px-V1-5",
+        "language_backbone": "hf://Qwen/Qwen2-72B-Instruct",
+        "model_changes": {"projector_config": NVLM_PROJECTOR, "scale_factor": 2},
         "data": "nvlm",
         "accumulation_steps": 4,
         "max_text_length": 2048,
@@ -290,31 +295,7 @@ RECIPES = {
         "alpha": 0.1,
         "clipnorm": 1.0,
         "precision": "mixed_bfloat16",
-        "stages": [
-            {
-                "name": "contrast",
-                "mixture": "vision_pretrain",
-                "steps": 20000,
-                "batch_size": 64,
-                "accumulation_steps": 1,
-                "max_documents": 1,
-                "learning_rates": {"vision": 1e-5, "projection": 5e-5},
-                "objective": {"lambda_vlm": 0.0, "lambda_contrast": 1.0},
-            },
-            {
-                "name": "align",
-                "mixture": "vision_pretrain",
-                "steps": 20000,
-                "learning_rates": {"projection": 5e-5},
-            },
-            {
-                "name": "end_to_end",
-                "mixture": "nvlm",
-                "steps": 20000,
-                "learning_rates": {"vision": 1e-5, "projection": 5e-5, "language": 1e-4},
-                "objective": {"lambda_text": 1.0},
-            },
-        ],
+        "stages": guide_stages("decoder"),
         "output_dir": "runs/nvlm",
     },
     "demo": {
