@@ -59,7 +59,9 @@ def write_tiny_sources(
     described = ShapesCaptions("train", captions, seed)
     questions, held_out, text = _questions_and_text(data, held_out_share, captions, seed)
     passages = _passages(text)
-    cut = round(len(passages) * (1.0 - held_out_share))
+    cut = min(round(len(passages) * (1.0 - held_out_share)), len(passages) - 1)
+    if cut < 1:
+        raise ValueError(f"The text has {len(passages)} passages of {_TEXT_LINES} lines: too few.")
     _write_samples(folder / "captions" / "train.jsonl", described)
     _write_samples(folder / "questions" / "train.jsonl", _in_parts(questions, turns))
     without = ({**s, "images": []} for s in (*described, *_in_parts(questions, turns)))

@@ -42,8 +42,8 @@ def tiny_settings(data: str | None, folder: str = TINY_FOLDER) -> dict:
     }
 
 
-def contrast_stage(steps: int = 250) -> dict:
-    """Return the stage that teaches the encoder to tell pictures apart by their captions."""
+def contrast_stage(steps: int = 200) -> dict:
+    """Return the stage that teaches the encoder, by contrast with captions and by writing them."""
     return {
         "name": "contrast",
         "mixture": {"captions": 1.0},
@@ -52,11 +52,11 @@ def contrast_stage(steps: int = 250) -> dict:
         "max_text_length": 96,
         "max_documents": 1,
         "learning_rates": {"vision": _RATE, "projection": _RATE, "language": _RATE},
-        "objective": {"lambda_vlm": 0.0, "lambda_contrast": 1.0},
+        "objective": {"lambda_vlm": 1.0, "lambda_contrast": 1.0},
     }
 
 
-def text_stage(steps: int = 250) -> dict:
+def text_stage(steps: int = 150) -> dict:
     """Return the stage that teaches the decoder alone to write."""
     return {
         "name": "base",
@@ -67,7 +67,7 @@ def text_stage(steps: int = 250) -> dict:
     }
 
 
-def align_stage(learning_rates: dict, steps: int = 250) -> dict:
+def align_stage(learning_rates: dict, steps: int = 150) -> dict:
     """Return the stage that ties the encoder to the decoder by captions."""
     return {
         "name": "align",
@@ -78,7 +78,7 @@ def align_stage(learning_rates: dict, steps: int = 250) -> dict:
     }
 
 
-def sft_stage(learning_rates: dict, steps: int = 500, **more) -> dict:
+def sft_stage(learning_rates: dict, steps: int = 400, **more) -> dict:
     """Return the stage that teaches to answer, with text mixed in."""
     return {
         "name": "sft",
