@@ -227,7 +227,7 @@ def test_clear_and_other_models(chat):
         chat.generate(np.full((1, 4), 9), NEW, session=session)
     prefix = tiny_nanovlm("prefix", vocab_size=CHARACTERS + 1)
     prefix.processor = chat.processor
-    with pytest.raises(ValueError, match="needs a model with image placeholders"):
+    with pytest.raises(ValueError, match="images are all in the sequence"):
         prefix.generate(messages, NEW, session=Session())
 
 

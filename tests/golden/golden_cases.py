@@ -17,8 +17,9 @@ from tiny_models import (
     text_batch,
     tiny_nanovlm,
 )
+from tiny_nvlm import batch, tiny_nvlm
 
-from dl_techniques.layers import VisionTransformer
+from dl_techniques.layers import VisionResampler, VisionTransformer
 from dl_techniques.models.language_decoder import LanguageDecoder
 
 FILE = pathlib.Path(__file__).with_name("golden.npz")
@@ -46,7 +47,18 @@ def _vision():
     return np.concatenate([run(fill(layer), images), run(layer, images[:, :8])], axis=1)
 
 
+def _resampler(mode):
+    layer = VisionResampler(4, mode, num_heads=2)
+    layer.build((None, None, 8))
+    return run(fill(layer), random_images(2).reshape(2, -1, 8)[:, :81])
+
+
 CASES = {
+    "nvlm_decoder": lambda: logits(tiny_nvlm("decoder"), batch("decoder")),
+    "nvlm_cross_attention": lambda: logits(tiny_nvlm("cross_attention"), batch("cross_attention")),
+    "nvlm_hybrid": lambda: logits(tiny_nvlm("hybrid", bidirectional_images=True), batch("hybrid")),
+    "resampler_perceiver": lambda: _resampler("perceiver"),
+    "resampler_avgpool": lambda: _resampler("avgpool"),
     "nanovlm_placeholder": lambda: logits(tiny_nanovlm(), mixed_batch()),
     "nanovlm_bidirectional": lambda: logits(tiny_nanovlm(bidirectional_images=True), mixed_batch()),
     "nanovlm_prefix": lambda: logits(tiny_nanovlm("prefix"), text_batch()),

@@ -139,8 +139,10 @@ class Session:
 
 def _image_spans(model, prompt):
     """Return the places of each image's first and last placeholder, with the image's digest."""
-    if model.image_token_id is None:
-        raise ValueError("A session needs a model with image placeholders (fusion='placeholder').")
+    if model.image_token_id is None or model.language_decoder.cross_attention_every is not None:
+        raise ValueError(
+            "A session needs a model whose images are all in the sequence, at placeholders."
+        )
     places = np.flatnonzero(np.equal(prompt.ids, model.image_token_id))
     ends = np.cumsum(np.multiply(prompt.tiles, model.tokens_per_image), dtype=int)
     starts = [0, *ends[:-1]]
