@@ -71,10 +71,6 @@ def get_config(flags: argparse.Namespace) -> dict:
 
 
 def _tiny(flags) -> dict:
-    contrast = tiny_settings.contrast_stage(200)
-    if flags.architecture != "decoder":  # Captions alone teach nothing to look.
-        decoder = r"language_decoder/(?!block_\d+/cross_attention).*"
-        contrast["learning_rates"] = {"vision": 4e-3, "projection": 4e-3, decoder: 4e-3}
     connector = connector_rates(flags.architecture, 4e-3)
     answers = {"vision": 1e-3, "projection": 2e-3, "language": 2e-3}
     return {
@@ -82,10 +78,10 @@ def _tiny(flags) -> dict:
         "template": "chatml",
         "image_processor": {"kind": "nvlm", "image_size": 32, "max_num": 4},
         "stages": [
-            contrast,
-            tiny_settings.text_stage(200),
-            tiny_settings.align_stage(connector, 200),
-            tiny_settings.sft_stage(answers, 500),
+            tiny_settings.text_stage(),
+            tiny_settings.contrast_stage(),
+            tiny_settings.align_stage(connector),
+            tiny_settings.sft_stage(answers),
         ],
     }
 

@@ -16,7 +16,6 @@ FOLDERS = {
     "align": "mid_checkpoints",
     "sft": "chatsft_checkpoints",
 }
-_PATTERNS = {"projector_lr": "vision_projector", "resampler_lr": "vision_resampler"}
 _RECIPES = {"base": "all", "align": "vision_pretrain", "sft": "vision_sft_minimal"}
 _TINY_RATE = 4e-3
 
@@ -134,7 +133,9 @@ def _learned(stage, flags):
     """Return which parts learn in a stage, and how fast."""
     if stage == "base":
         return {"learning_rates": {"language": flags.llm_lr}}
-    rates = {_PATTERNS[name]: getattr(flags, name) for name in _PATTERNS}
+    rates = {"vision_projector": flags.projector_lr}
+    if flags.vision_resampler_mode == "perceiver":  # Means have nothing to learn.
+        rates["vision_resampler"] = flags.resampler_lr
     if flags.vision_encoder_trainable:
         rates["vision"] = flags.vision_lr
     if stage == "align":
@@ -168,13 +169,13 @@ def _changes(flags) -> dict:
 
 def _tiny(stage, flags) -> dict:
     settings = tiny_settings.tiny_settings(flags.data)
-    both = {"vision_projector": _TINY_RATE, "vision_resampler": _TINY_RATE}
     if stage == "base":
-        stages = [tiny_settings.contrast_stage(), tiny_settings.text_stage()]
+        # Text alone, learned last, would make a small decoder forget what pictures look like.
+        stages = [tiny_settings.text_stage(), tiny_settings.contrast_stage()]
     elif stage == "align":
-        stages = [tiny_settings.align_stage(both)]
+        stages = [tiny_settings.align_stage({"projection": _TINY_RATE})]
     else:
-        rates = {**{k: v / 2 for k, v in both.items()}, "language": _TINY_RATE / 2}
+        rates = {"projection": _TINY_RATE / 2, "language": _TINY_RATE / 2}
         blocks = {"language": flags.unfreeze_llm_layers}
         stages = [tiny_settings.sft_stage(rates, unfreeze_last_blocks=blocks)]
     return {**settings, "model": flags.source or "ghostvis_mini", "stages": stages}

@@ -42,7 +42,7 @@ def tiny_settings(data: str | None, folder: str = TINY_FOLDER) -> dict:
     }
 
 
-def contrast_stage(steps: int = 200) -> dict:
+def contrast_stage(steps: int = 400) -> dict:
     """Return the stage that teaches the encoder, by contrast with captions and by writing them."""
     return {
         "name": "contrast",
@@ -56,7 +56,7 @@ def contrast_stage(steps: int = 200) -> dict:
     }
 
 
-def text_stage(steps: int = 150) -> dict:
+def text_stage(steps: int = 100) -> dict:
     """Return the stage that teaches the decoder alone to write."""
     return {
         "name": "base",
