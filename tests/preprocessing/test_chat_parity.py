@@ -43,6 +43,7 @@ IDEFICS3_JINJA = DEFAULT_CHAT_TEMPLATE.replace("<|im_start|>", "<|begin_of_text|
 
 EXTRA = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<|begin_of_text|>"]
 EXTRA += ["<global-img>", *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))]
+EXTRA += TEMPLATES["ghostvis"].markers
 # Texts in which transformers sees special tokens, and bytes that SmolLM2 lacks.
 OTHER = re.compile(r"<\|?[\w/-]+\|?>|[\x00-\x08\x0e-\x1f]")
 TEXTS = [text for text in handmade() if not OTHER.search(text) and len(text) < 120]

@@ -188,7 +188,12 @@ class GroupedQueryAttention(ConfiguredLayer):
 
     def _for_each_head(self, x):
         groups = self.num_heads // self.num_kv_heads
-        return ops.repeat(x, groups, axis=2) if groups > 1 else x
+        if groups == 1:
+            return x
+        # Not ops.repeat, which Keras cannot trace on PyTorch without values.
+        batch, length, heads, size = ops.shape(x)
+        x = ops.broadcast_to(ops.expand_dims(x, 3), (batch, length, heads, groups, size))
+        return ops.reshape(x, (batch, length, heads * groups, size))
 
     def compute_output_shape(self, x_shape):
         return x_shape
