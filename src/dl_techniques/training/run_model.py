@@ -44,10 +44,10 @@ def new_model(config: dict, load_weights: bool = True, **vocabulary) -> VisionLa
         model = family.from_backbones(**parts, **changes, load_weights=load_weights)
     elif name == "custom":
         parts = {k: config[k] for k in _PARTS}
-        if None in parts.values() or family is not NanoVLM:
-            raise ValueError(
-                f"model='custom' is a NanoVLM and needs a dict for each of {sorted(parts)}."
-            )
+        if None in parts.values():
+            raise ValueError(f"model='custom' needs a dict for each of {sorted(parts)}.")
+        if family is not NanoVLM:
+            raise ValueError(f"model='custom' is a NanoVLM, not a {config['family']}.")
         model = NanoVLM(**parts, **vocabulary)
     elif has_weights(config):
         model = family.from_preset(name, load_weights=load_weights)
