@@ -9,26 +9,18 @@ The backend is chosen by KERAS_BACKEND. --resume_from goes on with a run that st
 import sys
 
 from dl_techniques.cli import run_command
-from dl_techniques.training import tiny_settings
-from dl_techniques.training.ghostvis_flags import parse_flags, settings_of
-from dl_techniques.training.run import run_training
+from dl_techniques.training.ghostvis_flags import parse_flags, settings_of, train_stage
 
 
-def get_config(arguments: list[str]) -> dict:
+def get_config(flags) -> dict:
     """Return the settings: change them here, or by flags."""
-    flags = parse_flags("base", arguments, __doc__.splitlines()[0])
-    config = settings_of("base", flags)
-    if flags.resume_from:
-        config["output_dir"] = flags.resume_from
-    return config
+    return settings_of("base", flags)
 
 
 def train(arguments: list[str]) -> None:
-    """Train, and save a folder that the next stage takes as its --source."""
-    config = get_config(arguments)
-    run_training(config, resume=any(a.startswith("--resume_from") for a in arguments))
-    if "--tiny" in arguments:
-        tiny_settings.report(config["output_dir"], config["data"])
+    """Train as the command line says."""
+    flags = parse_flags("base", arguments, __doc__.splitlines()[0])
+    train_stage(get_config(flags), flags)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,10 @@ def convert(
         str, typer.Argument(help="Training run, .keras file, folder, or hf://owner/name.")
     ],
     target: Annotated[Path, typer.Argument(help="Folder; with --to keras also a .keras file.")],
-    to: Annotated[str, typer.Option(help="keras, nanovlm, smolvlm, llama or siglip.")],
+    to: Annotated[
+        str,
+        typer.Option(help="keras, nanovlm, smolvlm, llava, internvl, nvlm_d, llama or siglip."),
+    ],
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16; none: as it is.")
     ] = None,
@@ -91,9 +94,9 @@ def _load(source: str, **options):
     """Return the model, or the part of one, of a training run or of any other source."""
     from dl_techniques.checkpoints.converting import load_any
     from dl_techniques.models.nano_vlm import NanoVLM
-    from dl_techniques.training.run import FINAL_MODEL, load_checkpoint
+    from dl_techniques.training.run_folder import is_run, load_checkpoint
 
-    if (Path(source) / FINAL_MODEL).is_file():
+    if is_run(source):
         return load_checkpoint(source)[0]
     return load_any(source, NanoVLM, **options)
 
@@ -112,7 +115,7 @@ def info(
     from dl_techniques.checkpoints.inspection import describe
     from dl_techniques.models.families import MODEL_NAMES
     from dl_techniques.models.nano_vlm import NanoVLM, analyze_model_size
-    from dl_techniques.training.run import FINAL_MODEL
+    from dl_techniques.training.run_folder import is_run
 
     if target is None:
         from dl_techniques.training.model_table import model_rows, table_header
@@ -124,7 +127,7 @@ def info(
             typer.echo(str(row))
     elif target in MODEL_NAMES:
         typer.echo(str(analyze_model_size(target)))
-    elif (Path(target) / FINAL_MODEL).is_file():
+    elif is_run(target):
         typer.echo(str(analyze_model_size(_load(target))))
     else:
         typer.echo(describe(target, NanoVLM))

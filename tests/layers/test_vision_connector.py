@@ -174,7 +174,10 @@ def test_gradients_reach_what_starts_without_an_effect(name):
     else:
         layer = layers.GatedCrossAttentionBlock(8, 2)
         layer.build((None, None, 8))
-        function = lambda x: layer(x, layer.project_context(x))  # noqa: E731
+
+        def function(x):
+            return layer(x, layer.project_context(x))
+
     (variable,) = (v for v in layer.trainable_variables if v.path.endswith(name))
     before = numpy(keras.ops.sum(function(TOKENS) ** 3))
     variable.assign_add(0.1 * RNG.normal(size=variable.shape).astype("float32"))

@@ -10,7 +10,7 @@ from dl_techniques.generation.prompts import Prompt
 from dl_techniques.generation.session import Session
 from dl_techniques.losses import NanoVLMLoss
 from dl_techniques.models.language_decoder import LanguageDecoder
-from dl_techniques.models.nvlm import NVLM, NVLM_CONFIGS, create_nvlm
+from dl_techniques.models.nvlm import NVLM, NVLM_CONFIGS
 
 ARCHITECTURES = ("decoder", "cross_attention", "hybrid")
 READING = ARCHITECTURES[1:]
@@ -253,7 +253,7 @@ def test_arguments_that_do_not_go_together(changes, message):
 
 def test_unknown_names_and_periods():
     with pytest.raises(ValueError, match="Unknown model 'nvlm_1b'"):
-        create_nvlm("nvlm_1b")
+        NVLM.create("nvlm_1b")
     assert all(NVLM_CONFIGS[f"nvlm_mini_{x}"]["total_params"] <= 5e6 for x in "dxh")
     with pytest.raises(ValueError, match="cross_attention_every=5 must be None or lie in"):
         LanguageDecoder(VOCAB, 24, 4, 4, 32, cross_attention_every=5)

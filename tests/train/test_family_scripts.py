@@ -10,10 +10,11 @@ from tiny_models import numpy
 
 from dl_techniques.models.model_size import without_weights
 from dl_techniques.training import tiny_settings
+from dl_techniques.training.ghostvis_flags import parse_flags
 from dl_techniques.training.nvlm_stages import guide_stages, paper_stages
 from dl_techniques.training.recipes import get_recipe, stage_configs
 from dl_techniques.training.run import _stage as stage_of
-from dl_techniques.training.run import load_checkpoint
+from dl_techniques.training.run_folder import load_checkpoint
 from dl_techniques.training.run_model import new_model
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "train"
@@ -104,9 +105,12 @@ def test_nvlm_of_every_architecture(architecture, small, tmp_path):
     assert isinstance(answer, str)
 
 
+def ghostvis_config(stage, *flags):
+    return script(f"ghostvis_{stage}").get_config(parse_flags(stage, list(flags), ""))
+
+
 def test_the_guides_flags_of_alignment_and_fine_tuning():
-    module = script("ghostvis_align")
-    config = module.get_config(["--data", "hub"])
+    config = ghostvis_config("align", "--data", "hub")
     assert config["model"] == "ghostvis_1_5b" and config["mixture"] == "vision_pretrain"
     assert config["stages"][0]["learning_rates"] == {
         "vision_projector": 5e-5,
@@ -114,7 +118,7 @@ def test_the_guides_flags_of_alignment_and_fine_tuning():
     }
     assert config["accumulation_steps"] == 16 and config["batch_size"] == 16
     assert config["optimizer"] == {"type": "adamw", "weight_decay": 0.01}
-    config = script("ghostvis_sft").get_config(["--data", "hub", "--total_batch_size=64"])
+    config = ghostvis_config("sft", "--data", "hub", "--total_batch_size=64")
     assert config["stages"][0] == {
         "name": "sft",
         "learning_rates": {
@@ -125,8 +129,12 @@ def test_the_guides_flags_of_alignment_and_fine_tuning():
         "unfreeze_last_blocks": {"language": 4},
     }
     assert config["max_epochs"] == 3.0 and config["accumulation_steps"] == 8
-    config = script("ghostvis_base").get_config(["--data", "d", "--depth=20"])
+    config = ghostvis_config("base", "--data", "d", "--depth=20")
     assert config["model_changes"]["language_config"] == {"num_layers": 20}
+    pooled = ghostvis_config("align", "--data=d", "--vision_resampler_mode=avgpool")
+    assert pooled["stages"][0]["learning_rates"] == {"vision_projector": 5e-5}
+    assert ghostvis_config("align", "--data=d", "--resume_from=x")["output_dir"] == "x"
+    assert ghostvis_config("align", "--data=d")["output_dir"] == "mid_checkpoints"
     assert config["accumulation_steps"] == 524288 // (32 * 2048)
 
 
@@ -141,7 +149,7 @@ def test_the_guides_flags_of_alignment_and_fine_tuning():
 )
 def test_flags_that_cannot_be(flags, message):
     with pytest.raises(ValueError, match=message):
-        script("ghostvis_align").get_config(flags)
+        ghostvis_config("align", *flags)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

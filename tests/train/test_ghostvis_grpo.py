@@ -13,7 +13,7 @@ from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.models.ghost_vis import GhostVis
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 from dl_techniques.training import grpo_run
-from dl_techniques.training.run import FINAL_MODEL, load_checkpoint
+from dl_techniques.training.run_folder import FINAL_MODEL, load_checkpoint
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "train" / "ghostvis_grpo.py"
 LOGGED = {"loss", "reward", "kl", "clipped", "advantage_std", "answer_length", "equal_groups"}

@@ -17,6 +17,7 @@ from dl_techniques.training import run, run_evaluation
 from dl_techniques.training.progress import ProgressReport
 from dl_techniques.training.recipes import RECIPES, check_config, get_recipe
 from dl_techniques.training.run_data import stage_data
+from dl_techniques.training.run_folder import load_checkpoint
 
 FILES = {
     "checkpoints",
@@ -90,7 +91,7 @@ def test_results_count_every_held_out_question(shapes_run):
 
 def test_a_loaded_checkpoint_answers_as_the_trained_model(shapes_run):
     folder, _, (trained, processor, held_out, _) = shapes_run
-    model, loaded_processor = run.load_checkpoint(folder)
+    model, loaded_processor = load_checkpoint(folder)
     for expected, found in zip(trained.weights, model.weights, strict=True):
         values = [keras.ops.convert_to_numpy(v.value) for v in (expected, found)]
         np.testing.assert_array_equal(*values)
@@ -254,7 +255,7 @@ def test_automatic_precision_is_that_of_the_device():
 
 def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is no checkpoint folder: .*nanovlm_final.keras"):
-        run.load_checkpoint(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def test_shapes_are_asked_in_full(tmp_path):

@@ -11,16 +11,11 @@ from dl_techniques.checkpoints.family_exporting import export_internvl, export_l
 from dl_techniques.checkpoints.formats import Format, read_folder
 from dl_techniques.checkpoints.hub import local_folder
 from dl_techniques.checkpoints.model_exporting import export_nanovlm, export_smolvlm
-from dl_techniques.models.ghost_vis import GhostVis
+from dl_techniques.models.families import FAMILIES
 from dl_techniques.models.language_decoder import LanguageDecoder
-from dl_techniques.models.nano_vlm import NanoVLM
-from dl_techniques.models.nvlm import NVLM
 
 KERAS_SUFFIX = ".keras"
 TARGETS = ("keras", "nanovlm", "smolvlm", "llava", "internvl", "nvlm_d", "llama", "siglip")
-
-
-FAMILIES = {family.__name__: family for family in (NanoVLM, GhostVis, NVLM)}
 
 
 def family_of(found: Format, config: dict, default: type | None = None) -> type:

@@ -10,13 +10,12 @@ from dl_techniques.datasets.readers import read_samples
 from dl_techniques.datasets.samples import Sample, group_by_image, split_by_image
 from dl_techniques.datasets.shapes import ShapesCaptions, generate_shapes
 from dl_techniques.preprocessing.chat_templates import GHOSTVIS, NVLM
-from dl_techniques.preprocessing.image_processors import THUMBNAIL_TAG
+from dl_techniques.preprocessing.image_processors import NVLMImageProcessor
 from dl_techniques.preprocessing.images import load_image
 from dl_techniques.preprocessing.messages import IMAGE_MARK
 from dl_techniques.preprocessing.tokenizer import SentencePieceTokenizer
 
-TILE_TAGS = (*(f"<tile_{k}>" for k in range(1, 7)), THUMBNAIL_TAG)
-SPECIAL_TOKENS = (IMAGE_MARK, *GHOSTVIS.markers, *NVLM.markers, *TILE_TAGS)
+SPECIAL_TOKENS = (IMAGE_MARK, *GHOSTVIS.markers, *NVLM.markers, *NVLMImageProcessor().tags)
 _TEXT_LINES = 8  # Of a passage.
 
 

@@ -14,6 +14,8 @@ def held_out_loss(
 ) -> float:
     """Return the mean loss in nats of all learned tokens of a source.
 
+    The model is compiled anew, without an optimizer.
+
     Args:
         model: A `VisionLanguageModel` with its processor.
         source: What `open_source` returns.
@@ -22,7 +24,7 @@ def held_out_loss(
         blank_images: Whether every pixel is 0, the mean of what the processor gives.
 
     Raises:
-        ValueError: if nothing is learned.
+        ValueError: if the source is empty, or no token of it is learned.
     """
     stream = TrainingStream(
         {"held_out": source},

@@ -115,22 +115,20 @@ class Engine:
             counts = np.full(len(tokens), images) if counts is None else np.asarray(counts)
             if self.model.fusion == "prefix":
                 prefix = images * embeds.shape[2]
-        arrays = [(tokens.astype("int32"), pad_id), (mask, False)]
-        if inputs.get("image_tags") is not None:
-            arrays.append((np.asarray(inputs["image_tags"], "int32"), 0))
         longest = max(1, int(mask.sum(axis=1).max()))
         length = min(bucket(longest, TOKEN_BUCKET), most_slots - prefix)
         batch = bucket(len(tokens))
-        names = ("text_tokens", "attention_mask", "image_tags")
+
+        def padded_with(value, x):
+            x = _left_padded(x, mask, value)[:, -longest:]
+            return pad_to(pad_to(x, length, 1, value, before=True), batch, 0, value)
+
         padded = {
-            name: pad_to(
-                pad_to(_left_padded(x, mask, value)[:, -longest:], length, 1, value, before=True),
-                batch,
-                0,
-                value,
-            )
-            for name, (x, value) in zip(names, arrays, strict=False)
+            "text_tokens": padded_with(pad_id, tokens.astype("int32")),
+            "attention_mask": padded_with(False, mask),
         }
+        if inputs.get("image_tags") is not None:
+            padded["image_tags"] = padded_with(0, np.asarray(inputs["image_tags"], "int32"))
         if embeds is not None:
             extra = [(0, batch - len(tokens)), (0, _image_room(self.model, images) - images)]
             padded["vision_embeds"] = keras.ops.pad(embeds, [*extra, (0, 0), (0, 0)])

@@ -35,7 +35,7 @@ class ResamplerBlock(ConfiguredLayer):
             make_norm("layer", norm_epsilon, name, self.dtype_policy)
             for name in ("query_norm", "token_norm", "mlp_norm")
         )
-        self.attention = _cross_attention(self)
+        self.attention = _cross_attention(hidden_dim, num_heads, self.dtype_policy)
         self.mlp = MLP(hidden_dim, 4 * hidden_dim, "gelu", name="mlp", dtype=self.dtype_policy)
 
     def build(self, queries_shape, tokens_shape=None):
@@ -146,10 +146,10 @@ class VisionTokenCompressor(ConfiguredLayer):
 
     def __init__(self, input_dim: int, num_queries: int = 256, num_heads: int = 8, **kwargs):
         super().__init__(**kwargs)
-        self.input_dim = self.hidden_dim = input_dim
+        self.input_dim = input_dim
         self.num_queries = num_queries
         self.num_heads = num_heads
-        self.attention = _cross_attention(self)
+        self.attention = _cross_attention(input_dim, num_heads, self.dtype_policy)
         self.norm = make_norm("layer", 1e-6, "norm", self.dtype_policy)
 
     def build(self, tokens_shape):
@@ -166,15 +166,9 @@ class VisionTokenCompressor(ConfiguredLayer):
         return tokens_shape[0], self.num_queries, self.input_dim
 
 
-def _cross_attention(owner):
-    return GroupedQueryAttention(
-        owner.hidden_dim,
-        owner.num_heads,
-        use_qkv_bias=True,
-        use_output_bias=True,
-        name="attention",
-        dtype=owner.dtype_policy,
-    )
+def _cross_attention(width, num_heads, dtype):
+    biases = {"use_qkv_bias": True, "use_output_bias": True}
+    return GroupedQueryAttention(width, num_heads, **biases, name="attention", dtype=dtype)
 
 
 def _add_queries(layer, number, width):

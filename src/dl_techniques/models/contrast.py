@@ -3,7 +3,6 @@
 from keras import ops
 
 from dl_techniques.losses.contrastive_loss import pool_images, pool_text
-from dl_techniques.models.fusion import as_image_sequence
 from dl_techniques.models.objectives import image_counts
 
 
@@ -16,10 +15,8 @@ def outputs_with_contrast(model, inputs: dict, training=None) -> dict:
         tokens: as `model.decode`, if the objective learns tokens.
         A batch without images has no `images` and `captions`, if it has `tokens`.
     """
-    vision, images = inputs.get("vision_embeds"), inputs.get("images")
-    if images is not None and images.shape[1] != 0:
-        vision = model.encode_vision(as_image_sequence(images), training=training)
-    inputs = {**inputs, "images": None, "vision_embeds": vision}
+    inputs = model.with_vision_embeds(inputs, training)
+    vision = inputs["vision_embeds"]
     outputs = {}
     if model.objective.learns_tokens:
         outputs["tokens"] = model.decode(inputs, training)

@@ -56,7 +56,7 @@ def create_model(name: str, **changes) -> VisionLanguageModel:
     Raises:
         ValueError: if the name is unknown.
     """
-    return model_class(name)(**{**model_arguments(name), **changes})
+    return model_class(name).create(name, **changes)
 
 
 def family_of(config: dict) -> type[VisionLanguageModel]:

@@ -4,8 +4,6 @@ The first release (222M) puts the image before the text; the later ones splice i
 `<|image|>` placeholders. Counts are exact and tested.
 """
 
-import copy
-
 from dl_techniques.layers.configured_layer import register
 from dl_techniques.models.model_size import analyze_model_size
 from dl_techniques.models.vision_language_model import VisionLanguageModel
@@ -146,9 +144,7 @@ def create_nanovlm(name: str, **changes) -> NanoVLM:
     Raises:
         ValueError: if the name is unknown.
     """
-    if name not in NANOVLM_CONFIGS:
-        raise ValueError(f"Unknown model {name!r}: choose from {sorted(NANOVLM_CONFIGS)}.")
-    return NanoVLM(**{**copy.deepcopy(NanoVLM.presets[name]), **changes})
+    return NanoVLM.create(name, **changes)
 
 
 def create_nanovlm_222m(**changes) -> NanoVLM:

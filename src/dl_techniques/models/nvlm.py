@@ -7,8 +7,6 @@ Reference: https://arxiv.org/abs/2409.11402. It does not give the insides of the
 X and H; here they are `GatedCrossAttentionBlock`.
 """
 
-import copy
-
 from keras import ops
 
 from dl_techniques.layers.configured_layer import register
@@ -16,11 +14,10 @@ from dl_techniques.layers.vision_connector import VisionConnector
 from dl_techniques.layers.vision_transformer import VisionTransformer
 from dl_techniques.models import tile_context
 from dl_techniques.models.batch_checks import BatchChecks, TaggedBatchChecks
-from dl_techniques.models.fusion import as_image_sequence
 from dl_techniques.models.nvlm_configs import NVLM_CONFIGS
 from dl_techniques.models.vision_language_model import VisionLanguageModel
 
-__all__ = ["ARCHITECTURES", "NVLM", "NVLM_CONFIGS", "create_nvlm"]
+__all__ = ["ARCHITECTURES", "NVLM", "NVLM_CONFIGS"]
 
 ARCHITECTURES = ("decoder", "cross_attention", "hybrid")
 
@@ -120,17 +117,13 @@ class NVLM(VisionLanguageModel):
 
         X and H add `context` float[B, V, D] and `context_mask` bool[B, 1, S, V].
         """
-        images, vision = inputs.get("images"), inputs.get("vision_embeds")
-        if images is not None and images.shape[1] != 0:
-            vision = self.encode_vision(as_image_sequence(images), training=training)
-        if self.architecture == "decoder":
-            return super().embed({**inputs, "images": None, "vision_embeds": vision}, training)
-        text = ops.cast(inputs["text_tokens"], "int32")
-        if vision is None:
-            return super().embed({**inputs, "images": None, "vision_embeds": None}, training)
-        return self._embed_with_context(inputs, text, vision)
+        inputs = self.with_vision_embeds(inputs, training)
+        if self.architecture == "decoder" or inputs["vision_embeds"] is None:
+            return super().embed(inputs, training)
+        return self._embed_with_context(inputs)
 
-    def _embed_with_context(self, inputs, text, vision):
+    def _embed_with_context(self, inputs):
+        text, vision = ops.cast(inputs["text_tokens"], "int32"), inputs["vision_embeds"]
         embeddings = self.language_decoder.token_embedding(text)
         names = ("attention_mask", "segment_ids", "positions", "turn_ids")
         fused = {name: inputs.get(name) for name in names}
@@ -198,12 +191,11 @@ class NVLM(VisionLanguageModel):
             return super().call(inputs, training=training)
         inputs = inputs if isinstance(inputs, dict) else {"text_tokens": inputs}
         self.batch_checks.check_if_concrete(inputs)
-        vision, images = inputs.get("vision_embeds"), inputs.get("images")
-        if images is not None and images.shape[1] != 0:
-            vision = self.encode_vision(as_image_sequence(images), training=training)
-        fused = self.embed({**inputs, "images": None, "vision_embeds": vision}, training)
+        inputs = self.with_vision_embeds(inputs, training)
+        fused = self.embed(inputs, training)
         hidden = self.language_decoder(**fused, return_hidden=True, training=training)
         logits = self.language_decoder.token_embedding(hidden, reverse=True)
+        vision = inputs["vision_embeds"]
         return {"logits": logits, "hidden_states": hidden, "vision_embeds": vision}
 
     def arguments(self) -> dict:
@@ -212,21 +204,6 @@ class NVLM(VisionLanguageModel):
         names += ("scale_factor", "compressor_config", "vocab_size", "image_token_id")
         names += ("tile_tag_ids", "bidirectional_images")
         return {name: getattr(self, name) for name in names}
-
-
-def create_nvlm(name: str, **changes) -> NVLM:
-    """Return a new model with random weights.
-
-    Args:
-        name: A key of `NVLM_CONFIGS`.
-        **changes: Constructor arguments that replace the configuration's.
-
-    Raises:
-        ValueError: if the name is unknown.
-    """
-    if name not in NVLM_CONFIGS:
-        raise ValueError(f"Unknown model {name!r}: choose from {sorted(NVLM_CONFIGS)}.")
-    return NVLM(**{**copy.deepcopy(NVLM.presets[name]), **changes})
 
 
 def _check_architecture(architecture, language_config, image_token_id, tile_tag_ids):

@@ -1,6 +1,6 @@
 """NVLM's named configurations: the paper's, the guide's ladder, and small ones."""
 
-from dl_techniques.models.vision_configs import vision_encoder_config
+from dl_techniques.models.vision_encoders import vision_encoder_config
 
 _QWEN2_72B = {
     "hidden_dim": 8192,

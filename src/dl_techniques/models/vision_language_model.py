@@ -1,5 +1,7 @@
 """VisionLanguageModel: vision encoder -> projection -> language decoder, as one Keras model."""
 
+import copy
+
 from keras import ops
 
 from dl_techniques.checkpoints.backbones import from_backbones
@@ -166,6 +168,13 @@ class VisionLanguageModel(TrainedModel):
             return tokens
         return ops.reshape(tokens, (shape[0], shape[1], *ops.shape(tokens)[1:]))
 
+    def with_vision_embeds(self, inputs: dict, training=None) -> dict:
+        """Return the inputs with `vision_embeds` in place of `images`; None without images."""
+        images, vision = inputs.get("images"), inputs.get("vision_embeds")
+        if images is not None and images.shape[1] != 0:
+            vision = self.encode_vision(as_image_sequence(images), training=training)
+        return {**inputs, "images": None, "vision_embeds": vision}
+
     def count_image_tokens(self, height: int, width: int) -> int:
         """Return how many decoder tokens one image of this size (in pixels) becomes."""
         tokens = self.vision_encoder.compute_output_shape((None, height, width, 3))
@@ -185,9 +194,7 @@ class VisionLanguageModel(TrainedModel):
             "positions": inputs.get("positions"),
             "turn_ids": inputs.get("turn_ids"),
         }
-        images, vision, slots, tokens = inputs.get("images"), inputs.get("vision_embeds"), 0, 0
-        if images is not None and images.shape[1] != 0:
-            vision = self.encode_vision(as_image_sequence(images), training=training)
+        vision, slots, tokens = self.with_vision_embeds(inputs, training)["vision_embeds"], 0, 0
         if vision is not None:
             slots, tokens = ops.shape(vision)[1:3]
         wrong = ops.any(ops.logical_or(text < 0, text >= self.vocab_size), axis=1)
@@ -214,6 +221,21 @@ class VisionLanguageModel(TrainedModel):
         return self.language_decoder(
             **self.embed(inputs, training), return_hidden=self.gives_states, training=training
         )
+
+    @classmethod
+    def create(cls, name: str, **changes) -> "VisionLanguageModel":
+        """Return a new model with random weights.
+
+        Args:
+            name: A key of `presets`.
+            **changes: Constructor arguments that replace the configuration's.
+
+        Raises:
+            ValueError: if the name is unknown.
+        """
+        if name not in cls.presets:
+            raise ValueError(f"Unknown model {name!r}: choose from {sorted(cls.presets)}.")
+        return cls(**{**copy.deepcopy(cls.presets[name]), **changes})
 
     # Methods that live with what they run.
     generate = generate

@@ -1,10 +1,11 @@
-"""The flags of GhostVis' training scripts, and the settings of a run that they stand for."""
+"""The flags of GhostVis' training scripts, the settings that they stand for, and their runs."""
 
 import argparse
 
-from dl_techniques.models.vision_configs import vision_encoder_config
+from dl_techniques.models.vision_encoders import vision_encoder_config
 from dl_techniques.training import tiny_settings
 from dl_techniques.training.recipes import get_recipe
+from dl_techniques.training.run import run_training
 
 ARCHITECTURES = {
     "vlm_1.5b": "ghostvis_1_5b",
@@ -68,6 +69,13 @@ def parse_flags(stage: str, arguments: list[str], description: str) -> argparse.
     return parser.parse_args(arguments)
 
 
+def train_stage(settings: dict, flags: argparse.Namespace) -> None:
+    """Train, and save a folder that the next stage takes as its --source."""
+    run_training(settings, resume=flags.resume_from is not None)
+    if flags.tiny:
+        tiny_settings.report(settings["output_dir"], settings["data"])
+
+
 def accumulation_steps(flags: argparse.Namespace, unit: int = 1) -> int:
     """Return batches per update: "auto" is total_batch_size / (device_batch_size x devices).
 
@@ -101,7 +109,11 @@ def settings_of(stage: str, flags: argparse.Namespace) -> dict:
             "--vision_encoder_trainable and --freeze_vision_encoder contradict each other: give "
             "both, one true and one false."
         )
-    common = {"family": "GhostVis", "template": "ghostvis", "output_dir": flags.output}
+    common = {
+        "family": "GhostVis",
+        "template": "ghostvis",
+        "output_dir": flags.resume_from or flags.output,
+    }
     if flags.tiny:
         return {**_tiny(stage, flags), **common}
     if flags.data is None:

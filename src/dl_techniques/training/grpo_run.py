@@ -6,15 +6,15 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from dl_techniques.checkpoints.converting import KERAS_SUFFIX, load_any
 from dl_techniques.datasets.readers import read_samples
 from dl_techniques.datasets.samples import split_by_image
 from dl_techniques.datasets.shapes import generate_shapes
 from dl_techniques.datasets.vqa_dataset import CONFIG_FILE, VQADataProcessor
-from dl_techniques.models.ghost_vis import GhostVis
 from dl_techniques.models.vision_language_model import VisionLanguageModel
 from dl_techniques.training.grpo import GRPOTrainer
 from dl_techniques.training.grpo_batches import single_questions
-from dl_techniques.training.run import FINAL_MODEL, load_checkpoint
+from dl_techniques.training.run_folder import FINAL_MODEL, is_run, load_checkpoint
 from dl_techniques.training.stop_signals import stop_signals
 from dl_techniques.training.watching import LogFile
 from dl_techniques.utils.logger import logger
@@ -27,16 +27,16 @@ def load_source(source: str) -> VisionLanguageModel:
 
     Args:
         source: The folder of a training run, a `.keras` file with the processor's files beside it
-            or one folder above, or what `GhostVis.from_preset` takes.
+            or one folder above, or what `from_preset` takes.
 
     Raises:
         ValueError: if there is no such model, or it has no processor.
     """
     path = Path(source)
-    if (path / FINAL_MODEL).is_file():
+    if is_run(path):
         return load_checkpoint(path)[0]
-    if path.suffix != ".keras":
-        model = GhostVis.from_preset(source)
+    if path.suffix != KERAS_SUFFIX:
+        model = load_any(source)
         if model.processor is None:
             raise ValueError(f"{source} has no processor: save the preset with model.processor.")
         return model

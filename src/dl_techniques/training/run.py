@@ -9,9 +9,7 @@ from pathlib import Path
 import keras
 
 from dl_techniques.datasets.epoch_stream import EpochStream
-from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.models.model_size import without_weights
-from dl_techniques.models.vision_language_model import VisionLanguageModel
 from dl_techniques.training.distribution import make_distribution, mirrored_strategy
 from dl_techniques.training.history import draw_log
 from dl_techniques.training.processes import (
@@ -23,9 +21,8 @@ from dl_techniques.training.processes import (
 from dl_techniques.training.recipes import check_config, stage_configs
 from dl_techniques.training.run_data import check_data, load_data, stage_data
 from dl_techniques.training.run_evaluation import PeriodicEvaluation, final_evaluation, usable
+from dl_techniques.training.run_folder import CONFIG_FILE, FINAL_MODEL, has_weights
 from dl_techniques.training.run_model import (
-    FINAL_MODEL,
-    has_weights,
     new_model,
     new_processor,
     precision_policy,
@@ -38,7 +35,7 @@ from dl_techniques.training.training_state import save_model
 from dl_techniques.training.watching import WeightsAndBiases
 from dl_techniques.utils.logger import logger
 
-CONFIG_FILE, VERSIONS_FILE = "config.json", "versions.json"
+VERSIONS_FILE = "versions.json"
 _PACKAGES = ("dl_techniques", "keras", "numpy", "jax", "tensorflow-cpu", "tensorflow", "torch")
 # What may be changed when a run is resumed.
 _FREE = {"log_every", "checkpoint_every", "output_dir", "wandb_project", "layout", "devices"}
@@ -231,32 +228,3 @@ def _check_same_run(folder: Path, config: dict) -> None:
             f"The run to resume has other settings: {'; '.join(texts)}. Resume it with its own "
             f"(--config {path}), or choose another output_dir."
         )
-
-
-def load_checkpoint(folder: str | Path) -> tuple[VisionLanguageModel, VQADataProcessor]:
-    """Return the trained model and its processor, which is the model's too.
-
-    Raises:
-        ValueError: if the folder lacks a file.
-    """
-    path = Path(folder) / FINAL_MODEL
-    if not path.is_file():
-        raise ValueError(f"{folder} is no checkpoint folder: {path} does not exist.")
-    model = keras.saving.load_model(path, compile=False)
-    model.processor = VQADataProcessor.load(folder)
-    model.training_data, model.results = _origin(Path(folder))
-    return model, model.processor
-
-
-def _origin(folder: Path):
-    """Return what the run's model learned from, in one sentence, and its scores."""
-    settings, results = folder / CONFIG_FILE, folder / "results.json"
-    if not (settings.is_file() and results.is_file()):
-        return None, None
-    config = json.loads(settings.read_text())
-    data = Path(config["data"]).name
-    unit = "epochs" if config["steps"] is None else "steps"
-    duration = f"{config[unit]} {unit}"
-    beginning = "from scratch" if not has_weights(config) else f"from {config['model']}"
-    text = f"The data set {data!r}, {duration}, seed {config['seed']}, {beginning}."
-    return text, json.loads(results.read_text())

@@ -1,23 +1,21 @@
 """The model of a run and its processor."""
 
-from pathlib import Path
-
 import keras
 
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.question_answering import message_text
-from dl_techniques.models.families import MODEL_CONFIGS, create_model, model_arguments
-from dl_techniques.models.ghost_vis import GhostVis
+from dl_techniques.models.families import FAMILIES, create_model, model_arguments
 from dl_techniques.models.nano_vlm import NanoVLM
-from dl_techniques.models.nvlm import NVLM
 from dl_techniques.models.vision_language_model import VisionLanguageModel
 from dl_techniques.preprocessing.chat_templates import TEMPLATES
-from dl_techniques.preprocessing.image_processors import image_processor_from_config
+from dl_techniques.preprocessing.image_processors import (
+    NVLMImageProcessor,
+    image_processor_from_config,
+)
 from dl_techniques.preprocessing.tokenizer import SentencePieceTokenizer, load_tokenizer
+from dl_techniques.training.run_folder import has_weights, is_run, load_checkpoint
 
 IMAGE_TOKEN = "<|image|>"
-FINAL_MODEL = "nanovlm_final.keras"
-FAMILIES = {family.__name__: family for family in (NanoVLM, GhostVis, NVLM)}
 _PARTS = ("vision_config", "language_config", "projection_config")
 
 
@@ -33,14 +31,17 @@ def new_model(config: dict, load_weights: bool = True, **vocabulary) -> VisionLa
         ValueError: settings that are absent, or refused by the model; unknown models.
     """
     name, family = config["model"], FAMILIES[config["family"]]
+    changes = config["model_changes"] or {}
+    if changes and (name == "custom" or is_run(name) or "/" in name):
+        raise ValueError(
+            f"model_changes are for named models and backbones; {name!r} keeps its arguments."
+        )
     if is_run(name):
-        model = keras.saving.load_model(Path(name) / FINAL_MODEL, compile=False)
-        model.processor = VQADataProcessor.load(name)
+        model = load_checkpoint(name)[0]
     elif name == "backbones":
         parts = {k: config[f"{k}_backbone"] for k in ("vision", "language")}
         if None in parts.values():
             raise ValueError("model='backbones' needs vision_backbone and language_backbone.")
-        changes = config["model_changes"] or {}
         model = family.from_backbones(**parts, **changes, load_weights=load_weights)
     elif name == "custom":
         parts = {k: config[k] for k in _PARTS}
@@ -52,32 +53,19 @@ def new_model(config: dict, load_weights: bool = True, **vocabulary) -> VisionLa
     elif has_weights(config):
         model = family.from_preset(name, load_weights=load_weights)
     else:
-        model = create_model(name, **_changed(name, config["model_changes"]), **vocabulary)
+        model = create_model(name, **_changed(name, changes), **vocabulary)
     for part in (model.vision_encoder, model.language_decoder):
         part.remat = config["remat"] or part.remat
     return model
 
 
-def _changed(name: str, changes: dict | None) -> dict:
+def _changed(name: str, changes: dict) -> dict:
     """Return the constructor arguments; of dicts, the keys that are not named stay."""
     arguments = model_arguments(name)
     return {
-        key: {**(arguments[key] or {}), **value} if isinstance(value, dict) else value
-        for key, value in (changes or {}).items()
+        key: {**(arguments.get(key) or {}), **value} if isinstance(value, dict) else value
+        for key, value in changes.items()
     }
-
-
-def is_run(name: str) -> bool:
-    """Tell whether a name is the folder of an earlier run."""
-    return (Path(name) / FINAL_MODEL).is_file()
-
-
-def has_weights(config: dict) -> bool:
-    """Tell whether the model comes with weights and a processor of its own."""
-    name = config["model"]
-    if name == "backbones" or is_run(name):
-        return True
-    return name != "custom" and name not in MODEL_CONFIGS and "/" in name
 
 
 def vocabulary_of(processor: VQADataProcessor, config: dict) -> dict:
@@ -105,8 +93,12 @@ def new_processor(config: dict, train: list, model: VisionLanguageModel) -> VQAD
         return model.processor
     images = config["image_processor"]
     images = None if images is None else image_processor_from_config(images)
+    if config["template"] not in TEMPLATES:
+        raise ValueError(f"template={config['template']!r} must be one of {sorted(TEMPLATES)}.")
     special = [IMAGE_TOKEN, *TEMPLATES[config["template"]].markers]
     if config["tile_tags"]:
+        if not isinstance(images, NVLMImageProcessor):
+            raise ValueError("tile_tags need an image_processor of the kind 'nvlm'.")
         special += images.tags
     if config["tokenizer"] is not None:
         tokenizer = load_tokenizer(config["tokenizer"])

@@ -8,7 +8,7 @@ from dl_techniques.datasets.sources import open_source
 from dl_techniques.datasets.tiny_sources import write_tiny_sources
 from dl_techniques.evaluation.held_out_loss import held_out_loss
 from dl_techniques.training.recipes import get_recipe
-from dl_techniques.training.run import load_checkpoint
+from dl_techniques.training.run_folder import load_checkpoint
 
 TINY_FOLDER = "runs/tiny_sources"
 _RATE = 4e-3

@@ -1,0 +1,58 @@
+"""The folder that a finished run leaves, and the model in it."""
+
+import json
+from pathlib import Path
+
+import keras
+
+from dl_techniques.datasets.vqa_dataset import VQADataProcessor
+from dl_techniques.models.families import MODEL_CONFIGS
+from dl_techniques.models.vision_language_model import VisionLanguageModel
+
+FINAL_MODEL, CONFIG_FILE = "nanovlm_final.keras", "config.json"
+
+
+def is_run(name: str | Path) -> bool:
+    """Tell whether a name is the folder of a finished run."""
+    return (Path(name) / FINAL_MODEL).is_file()
+
+
+def has_weights(config: dict) -> bool:
+    """Tell whether a run starts from a model with weights and a processor of its own.
+
+    Args:
+        config: The run's settings.
+    """
+    name = config["model"]
+    if name == "backbones" or is_run(name):
+        return True
+    return name != "custom" and name not in MODEL_CONFIGS and "/" in name
+
+
+def load_checkpoint(folder: str | Path) -> tuple[VisionLanguageModel, VQADataProcessor]:
+    """Return the trained model and its processor, which is the model's too.
+
+    Raises:
+        ValueError: if the folder lacks a file.
+    """
+    path = Path(folder) / FINAL_MODEL
+    if not is_run(folder):
+        raise ValueError(f"{folder} is no checkpoint folder: {path} does not exist.")
+    model = keras.saving.load_model(path, compile=False)
+    model.processor = VQADataProcessor.load(folder)
+    model.training_data, model.results = _origin(Path(folder))
+    return model, model.processor
+
+
+def _origin(folder: Path):
+    """Return what the run's model learned from, in one sentence, and its scores."""
+    settings, results = folder / CONFIG_FILE, folder / "results.json"
+    if not (settings.is_file() and results.is_file()):
+        return None, None
+    config = json.loads(settings.read_text())
+    data = Path(config["data"]).name
+    unit = "epochs" if config["steps"] is None else "steps"
+    duration = f"{config[unit]} {unit}"
+    beginning = "from scratch" if not has_weights(config) else f"from {config['model']}"
+    text = f"The data set {data!r}, {duration}, seed {config['seed']}, {beginning}."
+    return text, json.loads(results.read_text())
