@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from tiny_models import logits, numpy
+from tiny_models import logits, numpy, run
 from tiny_nvlm import PLACEHOLDER, TAG_IDS, TOKENS, VOCAB, batch, gates_of, tiny_nvlm
 
 from dl_techniques.generation.prompts import Prompt
@@ -228,11 +228,28 @@ def test_bad_batches_are_refused(models):
     inputs["text_tokens"][0, 12] = 20
     with pytest.raises(ValueError, match="Row 0 has 3 placeholders .* from place 9 on, expected 4"):
         models["hybrid"](inputs)
+    inputs = batch("hybrid")  # A run of the right length, but behind a text token.
+    inputs["text_tokens"][1, 7:12] = [20, *[PLACEHOLDER] * 4]
+    with pytest.raises(ValueError, match="Row 1 has 4 placeholders .* right behind the tag"):
+        models["hybrid"](inputs)
     with pytest.raises(ValueError, match="unknown keys"):
         models["decoder"]({**batch("decoder"), "image_tags": tags})
     without = tiny_nvlm("cross_attention", tile_tag_ids=None)
     with pytest.raises(ValueError, match="needs image_tags: the model has no tile_tag_ids"):
         without(batch("cross_attention"))
+
+
+@pytest.mark.parametrize("name", READING)
+def test_rows_that_the_host_did_not_see_become_nan(name, models):
+    inputs = batch(name)
+    inputs["num_images"] = np.array([3, 1], "int32")
+    found = run(lambda x: models[name].embed(x)["inputs"], inputs)
+    assert np.isnan(found[1]).all() and not np.isnan(found[0]).any()
+    if name == "hybrid":
+        inputs = batch(name)
+        inputs["text_tokens"][0, 12] = 20
+        found = run(lambda x: models[name].embed(x)["inputs"], inputs)
+        assert np.isnan(found[0]).all() and not np.isnan(found[1]).any()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dl_techniques.training.nvlm_stages import guide_stages, paper_stages
 from dl_techniques.training.recipes import get_recipe, stage_configs
 from dl_techniques.training.run import _stage as stage_of
 from dl_techniques.training.run_folder import load_checkpoint
-from dl_techniques.training.run_model import new_model
+from dl_techniques.training.run_model import new_model, new_processor
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "train"
 ARCHITECTURES = ("decoder", "cross_attention", "hybrid")
@@ -150,6 +150,32 @@ def test_the_guides_flags_of_alignment_and_fine_tuning():
 def test_flags_that_cannot_be(flags, message):
     with pytest.raises(ValueError, match=message):
         ghostvis_config("align", *flags)
+
+
+def test_changes_of_a_named_model():
+    changes = {"language_config": {"num_layers": 2}, "resampler_config": {"num_tokens": 4}}
+    config = {**get_recipe("default"), "model": "ghostvis_mini", "model_changes": changes}
+    model = without_weights(lambda: new_model(config, vocab_size=50))
+    assert len(model.language_decoder.blocks) == 2 and model.vocab_size == 50
+    assert model.language_decoder.hidden_dim == 160 and model.tokens_per_image == 4
+    assert model.resampler_config["mode"] == "avgpool"
+    with pytest.raises(ValueError, match="'hf://owner/name' keeps its arguments"):
+        new_model({**config, "model": "hf://owner/name"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "none"}, "template='none' must be one of"),
+        ({"tile_tags": True}, "tile_tags need an image_processor of the kind 'nvlm'"),
+        ({"tile_tags": True, "image_processor": {"kind": "internvl"}}, "of the kind 'nvlm'"),
+    ],
+)
+def test_processors_that_cannot_be(changes, message):
+    config = {**get_recipe("default"), "model": "nvlm_mini_x", **changes}
+    model = without_weights(lambda: new_model(config))
+    with pytest.raises(ValueError, match=message):
+        new_processor(config, [], model)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
