@@ -2,6 +2,7 @@
 # GhostVis from text to rewards: base, alignment, fine-tuning, GRPO.
 #
 #     runs/ghostvis.sh DATA TOKENIZER       the 1.5B model; DATA holds the sources of the mixtures
+#                                           and, for GRPO, `questions`
 #     runs/ghostvis.sh --tiny [DATA]        a model of 3M parameters on 2 CPU cores
 #
 # Every stage leaves a folder that the next one starts from. KERAS_BACKEND chooses the backend.

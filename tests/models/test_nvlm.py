@@ -92,6 +92,28 @@ def test_every_tag_is_blind_to_the_other_tiles(name, models):
         assert changed[0, 13:].all()
 
 
+@pytest.mark.parametrize("name", READING)
+def test_the_mask_by_hand(name, models):
+    # Row -> from which place on which images are seen; in H the last one is in the sequence.
+    by_row = {
+        "cross_attention": (
+            {2: {1}, 4: {2}, 5: {1, 2}, 8: {3}, 9: {1, 2, 3}},
+            {3: {1}, 6: {2}, 7: {1, 2}},
+        ),
+        "hybrid": ({2: {1}, 4: {2}, 5: {1, 2}, 8: set(), 9: {1, 2}}, {3: {1}, 6: set(), 7: {1}}),
+    }[name]
+    tokens = TOKENS + (name == "hybrid")  # The embedding of the tag stands before its tile's.
+    expected = np.zeros((2, 1, 20, 3 * tokens), bool)
+    for row, changes in enumerate(by_row):
+        seen = set()
+        for place in range(20):
+            seen = changes.get(place, seen)
+            for image in seen:
+                expected[row, 0, place, (image - 1) * tokens : image * tokens] = True
+    mask = run(lambda x: models[name].embed(x)["context_mask"], batch(name))
+    np.testing.assert_array_equal(mask, expected)
+
+
 def test_a_tag_sees_its_own_tile_alone_in_one_block():
     changes = {"num_layers": 1, "hidden_dim": 24, "num_heads": 4, "mlp_dim": 32}
     model = tiny_nvlm("cross_attention", language_config={**changes, "cross_attention_every": 1})

@@ -87,6 +87,9 @@ def test_ghostvis_from_text_to_answers(small, tmp_path, capsys):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvlm_of_every_architecture(architecture, small, tmp_path):
     module = script("nvlm")
+    get_config = module.get_config
+    smaller = {"language_config": {"num_layers": 2}, "vision_config": {"depth": 1}}
+    module.get_config = lambda flags: {**get_config(flags), "model_changes": smaller}
     flags = ["--tiny", "--architecture", architecture, "--output", str(tmp_path)]
     module.train(module.parse_flags(flags))
     model, processor = load_checkpoint(tmp_path)
