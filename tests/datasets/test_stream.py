@@ -108,6 +108,9 @@ def test_wrong_settings_and_other_data_are_refused():
         StreamSettings(8, 1, process_index=2, process_count=2)
     with pytest.raises(ValueError, match="worker_kind"):
         stream(kind="fork")
+    with pytest.raises(ValueError, match="have placeholders or tags"):
+        plain = VQADataProcessor(4, LENGTH, tokenizer=processor().tokenizer)
+        TrainingStream(sources(), plain, Mixture(None), StreamSettings(LENGTH, 1))
     iterator = iter(stream())
     take(iterator, 3)
     with pytest.raises(ValueError, match="lengths"):

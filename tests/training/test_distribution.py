@@ -24,8 +24,7 @@ LAYOUTS = ("data", "fsdp", "tensor", "fsdp+tensor")
 
 
 def start(*arguments, devices=1, worker=WORKER):
-    # Little optimisation: each of these programs runs a few times only.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, worker, *map(str, arguments)],
         env={**os.environ, "XLA_FLAGS": flags},

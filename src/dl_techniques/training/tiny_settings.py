@@ -43,10 +43,13 @@ def tiny_settings(data: str | None, folder: str = TINY_FOLDER) -> dict:
 
 
 def contrast_stage(steps: int = 400) -> dict:
-    """Return the stage that teaches the encoder, by contrast with captions and by writing them."""
+    """Return the stage that teaches the encoder, by contrast with captions and by writing them.
+
+    Text is mixed in, or a small decoder would forget it.
+    """
     return {
         "name": "contrast",
-        "mixture": {"captions": 1.0},
+        "mixture": {"captions": 0.75, "text": 0.25},
         "steps": steps,
         "batch_size": 32,
         "max_text_length": 96,
