@@ -37,12 +37,13 @@ def start(*arguments, devices=1, worker=WORKER):
 def finish(processes):
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=1800)
             assert process.returncode == 0, output
     finally:
         for process in processes:
             process.kill()
             process.wait()
+            process.stdout.close()
 
 
 def free_port():

@@ -19,7 +19,7 @@ def found(tmp_path_factory):
 
 
 @only_on("jax")
-@pytest.mark.parametrize("layout", ["data", "fsdp", "tensor"])
+@pytest.mark.parametrize("layout", ["fsdp", "tensor"])
 @pytest.mark.parametrize("case", CASES)
 def test_eight_devices_give_the_losses_of_one(case, layout, found):
     losses = found[case]["single"]["losses"]
