@@ -79,7 +79,7 @@ def _tiny(flags) -> dict:
         "image_processor": {"kind": "nvlm", "image_size": 32, "max_num": 4},
         "stages": [
             tiny_settings.text_stage(),
-            tiny_settings.contrast_stage(),
+            tiny_settings.contrast_stage(max_text_length=128),  # With five tiles and their tags.
             tiny_settings.align_stage(connector),
             tiny_settings.sft_stage(answers),
         ],

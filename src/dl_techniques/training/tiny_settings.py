@@ -42,17 +42,21 @@ def tiny_settings(data: str | None, folder: str = TINY_FOLDER) -> dict:
     }
 
 
-def contrast_stage(steps: int = 400) -> dict:
+def contrast_stage(steps: int = 400, max_text_length: int = 96) -> dict:
     """Return the stage that teaches the encoder, by contrast with captions and by writing them.
 
     Text is mixed in, or a small decoder would forget it.
+
+    Args:
+        steps: Updates.
+        max_text_length: In tokens; no caption with its images may be longer.
     """
     return {
         "name": "contrast",
         "mixture": {"captions": 0.75, "text": 0.25},
         "steps": steps,
         "batch_size": 32,
-        "max_text_length": 96,
+        "max_text_length": max_text_length,
         "max_documents": 1,
         "learning_rates": {"vision": _RATE, "projection": _RATE, "language": _RATE},
         "objective": {"lambda_vlm": 1.0, "lambda_contrast": 1.0},
