@@ -124,8 +124,8 @@ def test_a_row_that_left_keeps_its_cache_for_the_next_turn(chat):
     again = engine.start(first, request(9, stop_ids=()))
     again.advance(9)
     fed = again.start + 8
-    expected = [keras.ops.convert_to_numpy(x) for block in again.take_cache() for x in block]
-    for got, expected in zip(kept, expected, strict=True):
+    wanted = [keras.ops.convert_to_numpy(x) for block in again.take_cache() for x in block]
+    for got, expected in zip(kept, wanted, strict=True):
         np.testing.assert_allclose(got[:, :fed], expected[:, :fed], atol=1e-5)
 
 

@@ -5,6 +5,8 @@ import threading
 import time
 from collections import Counter
 
+from PIL import Image
+
 from dl_techniques.generation.arguments import check_length, checked_stop_strings, row_seeds
 from dl_techniques.generation.prompts import gather_prompts
 from dl_techniques.generation.rolling_batch import RollingBatch
@@ -22,6 +24,12 @@ from dl_techniques.serving.requests import (
 from dl_techniques.serving.running import Running
 from dl_techniques.utils.logger import logger
 
+# What `ServingEngine.stats` counts since the start; the other numbers are those of now.
+COUNTS = (
+    *("requests", "refused", "stop", "length", "cancelled", "failed"),
+    *("prompt_tokens", "reused_tokens", "new_tokens", "first_token_seconds"),
+)
+
 
 class ServingEngine:
     """Answers requests from any thread, several at once.
@@ -38,6 +46,9 @@ class ServingEngine:
         timeout: Seconds after which a request ends with an error, wherever it is.
         vision_bytes: Size of the cache of image embeddings, unless the model has one.
         prefix_bytes: Size of the cache of conversations; 0 for none.
+
+    Attributes:
+        stop_ids: The ids that end an answer.
 
     Raises:
         ValueError: for a model without a processor, or a limit out of range.
@@ -64,6 +75,7 @@ class ServingEngine:
         self.max_new_tokens = min(max_new_tokens, model.language_decoder.max_positions - 1)
         if model.vision_cache is None:
             model.vision_cache = VisionCache(vision_bytes)
+        self.stop_ids = tuple({*model.stop_ids, *model.processor.stop_ids})
         self.prefixes = PrefixStore(prefix_bytes)
         self._queue = FairQueue(max_waiting, max_per_client)
         self._batch = RollingBatch(model.generation_engine(), rows)
@@ -108,21 +120,33 @@ class ServingEngine:
             self._condition.notify()
         return ticket
 
+    def warm_up(self) -> None:
+        """Answer a few made-up questions, one alone and several together, to compile programs."""
+        for number, image in ((1, False), (1, True), (self.rows, True)):
+            content = [{"type": "text", "text": "?"}]
+            if image:
+                content.insert(0, {"type": "image", "image": Image.new("RGB", (64, 64))})
+            messages = [{"role": "user", "content": content}]
+            requests = [ChatRequest(messages, 8, client=f"warm-up {k}") for k in range(number)]
+            for ticket in [self.submit(request) for request in requests]:
+                ticket.result()
+
     @property
     def is_alive(self) -> bool:
         """Whether requests are answered."""
         return self._thread.is_alive() and not self._closing
 
     def stats(self) -> dict[str, float]:
-        """Return what is on its way, and counts since the start."""
+        """Return what is on its way and kept, and `COUNTS`: answers by their end, tokens, seconds.
+
+        `first_token_seconds` is the sum of the times to the first tokens of all answers.
+        """
         with self._condition:
-            names = ("requests", "refused", "stop", "length", "cancelled", "failed")
-            names += ("prompt_tokens", "reused_tokens", "new_tokens")
             return {
                 "waiting": len(self._queue),
                 "running": len(self._running),
                 "rows": self.rows,
-                **{name: self._counts[name] for name in names},
+                **{name: self._counts[name] for name in COUNTS},
                 "conversations": len(self.prefixes),
                 "conversation_bytes": self.prefixes.nbytes,
             }
@@ -182,7 +206,7 @@ class ServingEngine:
 
     def _join(self, running):
         try:
-            running.join(self.model, self._batch, self.prefixes)
+            running.join(self.model, self.stop_ids, self._batch, self.prefixes)
         except Exception as error:
             if not isinstance(error, ValueError):
                 logger.exception("A request could not be read.")
@@ -214,6 +238,8 @@ class ServingEngine:
             self._counts[event.finish_reason or "failed"] += 1
             self._counts["reused_tokens"] += ticket.reused_tokens
             self._counts["new_tokens"] += ticket.new_tokens
+            if ticket.first is not None:
+                self._counts["first_token_seconds"] += ticket.first - ticket.began
             if event.finish_reason in ("stop", "length"):
                 self._seconds += 0.2 * (time.monotonic() - ticket.began - self._seconds)
         ticket.give(event)

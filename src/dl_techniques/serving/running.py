@@ -31,14 +31,19 @@ class Running:
         self._prompt, self._new_tokens = prompt, new_tokens
         self._session = self._turn = self._text = None
 
-    def join(self, model, batch: RollingBatch, prefixes: PrefixStore) -> None:
+    def join(self, model, stop_ids, batch: RollingBatch, prefixes: PrefixStore) -> None:
         """Read the prompt, as far as it is not known, and join a batch.
+
+        Args:
+            model: Answers.
+            stop_ids: The ids that end its answers.
+            batch: What it joins.
+            prefixes: May have an earlier turn of the conversation.
 
         Raises:
             ValueError: if an image cannot be decoded.
         """
         part, known, earlier = self._prompt, (), None
-        stop_ids = tuple({*model.stop_ids, *model.processor.stop_ids})
         request, engine = self.request, model.generation_engine()
         if has_sessions(model):
             self._session = prefixes.take(model, request.client, self._prompt)
