@@ -25,12 +25,15 @@ class VisionCache:
     Args:
         max_bytes: Entries used longest ago are dropped beyond it; an image larger than all of it
             is not kept.
+        encoder: The `encoder_digest` of a model whose weights will not change; None: the digest
+            is computed for every call of `generate`.
     """
 
-    def __init__(self, max_bytes: int = 256 * 2**20):
+    def __init__(self, max_bytes: int = 256 * 2**20, encoder: str | None = None):
         if max_bytes < 0:
             raise ValueError(f"max_bytes={max_bytes} must be at least 0.")
         self.max_bytes = max_bytes
+        self.encoder = encoder
         self._entries: OrderedDict[str, Any] = OrderedDict()
         self._bytes = self._hits = self._misses = 0
 

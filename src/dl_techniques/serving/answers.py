@@ -11,6 +11,11 @@ from dl_techniques.serving.engine import ServingEngine
 from dl_techniques.serving.failures import RefusedError
 from dl_techniques.serving.requests import ChatRequest, Event, Ticket
 
+# Seconds between looks whether the client is still there.
+LOOK = 0.5
+# Proxies end a stream in which nothing comes for long.
+LOOKS_OF_PAUSE = 30
+
 
 class Answers:
     """The answers to requests that belong together.
@@ -56,30 +61,34 @@ class Answers:
         for ticket in self.tickets:
             ticket.cancel()
 
-    async def next(self, timeout: float) -> tuple[int, Event] | None:
-        """Return the next event with its request's index, or None after `timeout` seconds."""
-        try:
-            return await asyncio.wait_for(self._events.get(), timeout)
-        except TimeoutError:
-            return None
-
-    async def events(self, pause: float) -> AsyncIterator[tuple[int, Event] | None]:
-        """Yield all events with their requests' indices, and None when `pause` s pass without.
+    async def events(self, request: Request) -> AsyncIterator[tuple[int, Event] | None]:
+        """Yield all events with their requests' indices, and None when nothing happens for long.
 
         Giving up the iteration cancels the requests.
 
+        Args:
+            request: Whose client waits.
+
         Raises:
+            RefusedError: if the client has left.
             Exception: the error of the first request that fails.
         """
-        left = len(self.tickets)
+        left, quiet = len(self.tickets), 0
         try:
             while left:
-                news = await self.next(pause)
-                if news is not None:
-                    if news[1].error is not None:
-                        raise _as_refusal(news[1].error)
-                    left -= news[1].is_last
-                yield news
+                try:
+                    index, event = await asyncio.wait_for(self._events.get(), LOOK)
+                except TimeoutError:
+                    if await request.is_disconnected():
+                        raise RefusedError(499, "The client has left.") from None
+                    quiet += 1
+                    if quiet % LOOKS_OF_PAUSE == 0:
+                        yield None
+                    continue
+                if event.error is not None:
+                    raise _as_refusal(event.error)
+                left, quiet = left - event.is_last, 0
+                yield index, event
         finally:
             self.cancel()
 
@@ -87,16 +96,13 @@ class Answers:
         """Return each request's events, once all are there.
 
         Raises:
-            ConnectionError: if the client has left meanwhile.
-            Exception: the error of the first request that fails.
+            Exception: see `events`.
         """
         collected: list[list[Event]] = [[] for _ in self.tickets]
-        async with aclosing(self.events(pause=0.5)) as events:
+        async with aclosing(self.events(request)) as events:
             async for news in events:
                 if news is not None:
                     collected[news[0]].append(news[1])
-                elif await request.is_disconnected():
-                    raise ConnectionError("The client has left.")
         return collected
 
 

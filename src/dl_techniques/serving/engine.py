@@ -10,7 +10,7 @@ from PIL import Image
 from dl_techniques.generation.arguments import check_length, checked_stop_strings, row_seeds
 from dl_techniques.generation.prompts import gather_prompts
 from dl_techniques.generation.rolling_batch import RollingBatch
-from dl_techniques.generation.vision_cache import VisionCache
+from dl_techniques.generation.vision_cache import VisionCache, encoder_digest
 from dl_techniques.serving.fair_queue import FairQueue
 from dl_techniques.serving.prefix_store import PrefixStore
 from dl_techniques.serving.requests import (
@@ -38,7 +38,8 @@ class ServingEngine:
     decoding at most one request joins, so that those on their way go on.
 
     Args:
-        model: A `VisionLanguageModel` with a processor; nobody else may use it meanwhile.
+        model: A `VisionLanguageModel` with a processor; nobody else may use it meanwhile, nor
+            change its weights.
         rows: How many requests are decoded together.
         max_waiting: How many more may wait.
         max_per_client: How many of one client may wait or run.
@@ -74,7 +75,7 @@ class ServingEngine:
         self.model, self.rows, self.timeout = model, rows, timeout
         self.max_new_tokens = min(max_new_tokens, model.language_decoder.max_positions - 1)
         if model.vision_cache is None:
-            model.vision_cache = VisionCache(vision_bytes)
+            model.vision_cache = VisionCache(vision_bytes, encoder_digest(model))
         self.stop_ids = tuple({*model.stop_ids, *model.processor.stop_ids})
         self.prefixes = PrefixStore(prefix_bytes)
         self._queue = FairQueue(max_waiting, max_per_client)
@@ -121,15 +122,17 @@ class ServingEngine:
         return ticket
 
     def warm_up(self) -> None:
-        """Answer a few made-up questions, one alone and several together, to compile programs."""
-        for number, image in ((1, False), (1, True), (self.rows, True)):
-            content = [{"type": "text", "text": "?"}]
-            if image:
-                content.insert(0, {"type": "image", "image": Image.new("RGB", (64, 64))})
-            messages = [{"role": "user", "content": content}]
-            requests = [ChatRequest(messages, 8, client=f"warm-up {k}") for k in range(number)]
-            for ticket in [self.submit(request) for request in requests]:
-                ticket.result()
+        """Begin to answer made-up questions, alone and together, so that programs are compiled."""
+        text = {"type": "text", "text": "?"}
+        image = {"type": "image", "image": Image.new("RGB", (64, 64))}
+        for contents in ([[text]], [[image, text]], [[text], [image, text]]):
+            messages = [[{"role": "user", "content": content}] for content in contents]
+            tickets = [self.submit(ChatRequest(each, client="warm-up")) for each in messages]
+            for ticket in tickets:
+                for _ in ticket:
+                    # By then all have joined.
+                    if tickets[-1].new_tokens > 1:
+                        break
 
     @property
     def is_alive(self) -> bool:

@@ -16,8 +16,6 @@ from dl_techniques.serving.openai_schemas import ChatCompletionRequest
 from dl_techniques.serving.requests import ChatRequest, Event
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
-# Seconds after which a stream shows that it lives, as proxies end silent ones.
-PAUSE = 15.0
 
 
 @router.get("/models")
@@ -100,7 +98,7 @@ class _Completion:
         try:
             for index in range(self._body.n):
                 yield self._chunk(index, {"role": "assistant", "content": ""})
-            async with aclosing(answers.events(PAUSE)) as events:
+            async with aclosing(answers.events(self._request)) as events:
                 async for news in events:
                     if news is None:
                         yield ": waiting\n\n"

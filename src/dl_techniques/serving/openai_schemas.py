@@ -76,8 +76,8 @@ class ChatCompletionRequest(_Strict):
     n: int = Field(1, ge=1)
     logprobs: bool = False
     top_logprobs: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
+    frequency_penalty: float | None = Field(None, ge=0, le=0)
+    presence_penalty: float | None = Field(None, ge=0, le=0)
     response_format: ResponseFormat | None = None
     user: str | None = None
 

@@ -76,7 +76,7 @@ class Protection:
         if settings.allowed_hosts and host not in settings.allowed_hosts:
             return error_response(403, "This server has another name.", "unknown_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and origin.partition("://")[2] != headers.get("host"):
             return error_response(403, "Web pages of others may not ask here.", "cross_origin")
         if settings.api_keys and scope["path"] not in OPEN_PATHS:
             scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -85,7 +85,7 @@ class Protection:
                 message = "An API key is needed: Authorization: Bearer KEY."
                 return error_response(401, message, "invalid_api_key", headers=challenge)
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > settings.max_body_bytes:
+        if not length.isdecimal() or len(length) > 15 or int(length) > settings.max_body_bytes:
             return error_response(413, _too_long(settings), "request_too_large")
         return None
 
@@ -136,7 +136,10 @@ def _client(scope, headers):
 
 def _name(host):
     """Return the name in a Host header, without the port."""
-    return urlsplit("//" + host).hostname or ""
+    try:
+        return urlsplit("//" + host).hostname or ""
+    except ValueError:  # Half an IPv6 address.
+        return ""
 
 
 def _too_long(settings):
