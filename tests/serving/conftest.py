@@ -1,11 +1,12 @@
 """One model and one engine that the tests of serving share, so that little is compiled."""
 
+import threading
+
 import pytest
 from tiny_chat import chat_model
+from waiting import ROWS
 
 from dl_techniques.serving.engine import ServingEngine
-
-ROWS = 3
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +26,6 @@ def engine(chat):
 @pytest.fixture
 def held(engine, monkeypatch):
     """Hold the engine before its next step: () -> lets it go on."""
-    import threading
-
     gate, turn = threading.Event(), engine._turn
 
     def held_turn():

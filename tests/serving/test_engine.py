@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROWS
 from tiny_chat import assistant, picture, png, user
+from waiting import ROWS, idle, wait_until
 
 from dl_techniques.generation import Sampler
 from dl_techniques.serving.engine import ServingEngine
@@ -24,19 +24,6 @@ SAMPLED = Sampler(temperature=1.5, top_k=9)
 
 def ask(text="what?", *images, new=NEW, **options):
     return ChatRequest([user(text, *images)], new, **options)
-
-
-def wait_until(condition, seconds=60):
-    for _ in range(int(100 * seconds)):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("It did not happen.")
-
-
-def idle(engine):
-    """Wait until nothing is on its way."""
-    wait_until(lambda: not engine.stats()["running"] and not engine.stats()["waiting"])
 
 
 def expected(model, request):

@@ -6,8 +6,8 @@ import json
 import threading
 
 import pytest
-from test_engine import idle, wait_until
 from tiny_chat import picture, png, user
+from waiting import idle, wait_until
 
 from dl_techniques.serving.app import create_app
 from dl_techniques.serving.settings import ServerSettings

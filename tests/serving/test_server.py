@@ -6,17 +6,22 @@ import json
 import struct
 import threading
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from test_engine import idle, wait_until
 from tiny_chat import picture, png, user
+from waiting import ROWS, idle, wait_until
 
 from dl_techniques.generation import Sampler
 from dl_techniques.serving.app import create_app
+from dl_techniques.serving.engine import ServingEngine
+from dl_techniques.serving.failures import RefusedError
+from dl_techniques.serving.requests import FullError
 from dl_techniques.serving.settings import ServerSettings
+from dl_techniques.serving.uploads import UploadStore
 
 NEW = 12
 SETTINGS = ServerSettings("tiny", max_body_bytes=60_000, max_pixels=4096, max_images=3)
@@ -380,6 +385,37 @@ def test_the_log_has_no_contents(client, caplog):
     assert [line["path"] for line in lines] == ["/v1/chat/completions", "/v1/models", "other"]
     assert lines[0]["new_tokens"] >= 1 and lines[0]["status"] == 200
     assert "secret" not in caplog.text and "testclient" not in caplog.text
+
+
+def test_its_life(chat):
+    engine = ServingEngine(chat, ROWS, max_per_client=1, max_new_tokens=16)
+    app = create_app(engine, SETTINGS)
+    assert not app.state.ready
+    with TestClient(app, "http://localhost") as client:
+        assert client.get("/ready").status_code == client.get("/health").status_code == 200
+        name = client.post("/upload_image", files={"file": png(picture(1))}).json()["image_id"]
+        (file,) = app.state.uploads.folder.iterdir()
+        assert file.name == name and file.parent.stat().st_mode & 0o077 == 0
+    assert not engine.is_alive and not app.state.ready
+    assert not app.state.uploads.folder.exists()
+
+
+def test_uploads_have_an_end(monkeypatch):
+    clock = [0.0]
+    own_time = SimpleNamespace(monotonic=lambda: clock[0])
+    monkeypatch.setattr("dl_techniques.serving.uploads.time", own_time)
+    store = UploadStore(10, 60)
+    first, second = store.put(b"12345"), store.put(b"6789")
+    with pytest.raises(FullError) as error:
+        store.put(b"xx")
+    assert error.value.retry_after == 60
+    clock[0] = 59
+    assert store.get(first) == b"12345"
+    clock[0] = 61
+    with pytest.raises(RefusedError, match="no image of this image_id"):
+        store.get(second)
+    assert not any(store.folder.iterdir())
+    store.close()
 
 
 def test_wrong_settings():

@@ -10,6 +10,7 @@ from PIL import Image
 from dl_techniques.generation.arguments import check_length, checked_stop_strings, row_seeds
 from dl_techniques.generation.prompts import gather_prompts
 from dl_techniques.generation.rolling_batch import RollingBatch
+from dl_techniques.generation.sampling import GREEDY, Sampler
 from dl_techniques.generation.vision_cache import VisionCache, encoder_digest
 from dl_techniques.serving.fair_queue import FairQueue
 from dl_techniques.serving.prefix_store import PrefixStore
@@ -125,14 +126,15 @@ class ServingEngine:
         """Begin to answer made-up questions, alone and together, so that programs are compiled."""
         text = {"type": "text", "text": "?"}
         image = {"type": "image", "image": Image.new("RGB", (64, 64))}
-        for contents in ([[text]], [[image, text]], [[text], [image, text]]):
-            messages = [[{"role": "user", "content": content}] for content in contents]
-            tickets = [self.submit(ChatRequest(each, client="warm-up")) for each in messages]
-            for ticket in tickets:
-                for _ in ticket:
-                    # By then all have joined.
-                    if tickets[-1].new_tokens > 1:
-                        break
+        for sampler in (GREEDY, Sampler(top_k=0)):
+            begun = []
+            for content in ([text], [image, text]):
+                messages = [{"role": "user", "content": content}]
+                client = f"warm-up {len(begun)}"
+                begun.append(iter(self.submit(ChatRequest(messages, None, sampler, client=client))))
+                next(begun[-1])
+            for events in begun:
+                events.close()
 
     @property
     def is_alive(self) -> bool:

@@ -18,11 +18,14 @@ class UploadStore:
     Args:
         max_bytes: Of all files together.
         seconds: How long a file is kept.
+
+    Attributes:
+        folder: Where the files are.
     """
 
     def __init__(self, max_bytes: int, seconds: float):
         self._max_bytes, self._seconds = max_bytes, seconds
-        self._folder = Path(tempfile.mkdtemp(prefix="dl_techniques_uploads_"))
+        self.folder = Path(tempfile.mkdtemp(prefix="dl_techniques_uploads_"))
         # Name -> (size, when it is dropped), the oldest first.
         self._files: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._lock = threading.Lock()
@@ -41,7 +44,7 @@ class UploadStore:
                     wait = next(iter(self._files.values()))[1] - time.monotonic()
                 raise FullError("There is no room for more uploads.", max(1, round(wait)))
             name = secrets.token_urlsafe(24)
-            (self._folder / name).write_bytes(data)
+            (self.folder / name).write_bytes(data)
             self._files[name] = len(data), time.monotonic() + self._seconds
         return name
 
@@ -57,16 +60,16 @@ class UploadStore:
                 raise RefusedError(
                     404, "There is no image of this image_id: upload it again.", "image_not_found"
                 )
-            return (self._folder / name).read_bytes()
+            return (self.folder / name).read_bytes()
 
     def close(self) -> None:
         """Delete everything."""
         with self._lock:
             self._files.clear()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _drop_old(self):
         now = time.monotonic()
         for name in [name for name, (_, end) in self._files.items() if end <= now]:
             del self._files[name]
-            (self._folder / name).unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
