@@ -32,6 +32,9 @@ def serve(
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 64,
     max_per_client: Annotated[int, typer.Option(min=1, help="Of these, one client's.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 512,
+    max_images: Annotated[int, typer.Option(min=1, help="Of one conversation.")] = 16,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Of one image.")] = 25_000_000,
+    max_body_mib: Annotated[int, typer.Option(min=1, help="Of one request.")] = 32,
     timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 300.0,
     warm_up: Annotated[
         bool, typer.Option(help="Compile programs before the first question.")
@@ -42,7 +45,7 @@ def serve(
         import uvicorn
 
         from dl_techniques.serving.app import create_app
-        from dl_techniques.serving.settings import ServerSettings, is_loopback
+        from dl_techniques.serving.settings import MIB, ServerSettings, is_loopback
     except ImportError as error:
         raise ImportError(f"{error}: pip install 'dl_techniques[serve]'.") from error
     from dl_techniques.cli_loading import load_answering
@@ -54,7 +57,9 @@ def serve(
     if not (api_key or is_loopback(host)):
         logger.warning(f"Everybody who reaches {host} may ask: there is no --api-key.")
     name = name or checkpoint.rstrip("/").rpartition("/")[2]
-    settings = ServerSettings(name, tuple(api_key or ()), hosts)
+    limits = {"max_body_bytes": max_body_mib * MIB, "max_pixels": max_pixels}
+    limits["max_images"] = max_images
+    settings = ServerSettings(name, tuple(api_key or ()), hosts, **limits)
     model = load_answering(checkpoint, tokenizer)
     engine = ServingEngine(
         model, rows, max_waiting, max_per_client, max_new_tokens, timeout=timeout
