@@ -131,10 +131,12 @@ class ServingEngine:
             for content in ([text], [image, text]):
                 messages = [{"role": "user", "content": content}]
                 client = f"warm-up {len(begun)}"
-                begun.append(iter(self.submit(ChatRequest(messages, None, sampler, client=client))))
-                next(begun[-1])
-            for events in begun:
-                events.close()
+                ticket = self.submit(ChatRequest(messages, None, sampler, client=client))
+                begun.append((ticket, iter(ticket)))
+                next(begun[-1][1])
+            for ticket, events in begun:
+                ticket.cancel()
+                list(events)  # Up to its end, when its place is free again.
 
     @property
     def is_alive(self) -> bool:
