@@ -1,4 +1,4 @@
-"""The command line: `dl-techniques train | generate | convert | info | plan | bench | data`."""
+"""The command line: `dl-techniques train | generate | chat | serve | convert | info | ...`."""
 
 import json
 import logging
@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from dl_techniques.cli_loading import load_source
 from dl_techniques.cli_planning import bench, plan
+from dl_techniques.cli_serving import chat, serve
 from dl_techniques.utils.compilation_cache import keep_compiled_programs
 from dl_techniques.utils.logger import logger
 from dl_techniques.utils.memory import keep_freed_memory
@@ -53,7 +55,7 @@ def generate(
     from dl_techniques.generation import Sampler
 
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
-    model = _load(checkpoint, tokenizer=tokenizer)
+    model = load_source(checkpoint, tokenizer=tokenizer)
     messages = [{"role": "user", "content": question, "image": image}]
     answer = model.generate(messages, max_new_tokens, sampler, seed=seed, stream=True)
     for piece in answer:
@@ -86,19 +88,8 @@ def convert(
     from dl_techniques.checkpoints.converting import convert
 
     options = {"processor": None} if weights_only else {"tokenizer": tokenizer}
-    convert(_load(source, revision=revision, **options), target, to, dtype)
+    convert(load_source(source, revision=revision, **options), target, to, dtype)
     typer.echo(f"{target} written.")
-
-
-def _load(source: str, **options):
-    """Return the model, or the part of one, of a training run or of any other source."""
-    from dl_techniques.checkpoints.converting import load_any
-    from dl_techniques.models.nano_vlm import NanoVLM
-    from dl_techniques.training.run_folder import is_run, load_checkpoint
-
-    if is_run(source):
-        return load_checkpoint(source)[0]
-    return load_any(source, NanoVLM, **options)
 
 
 @app.command()
@@ -128,11 +119,13 @@ def info(
     elif target in MODEL_NAMES:
         typer.echo(str(analyze_model_size(target)))
     elif is_run(target):
-        typer.echo(str(analyze_model_size(_load(target))))
+        typer.echo(str(analyze_model_size(load_source(target))))
     else:
         typer.echo(describe(target, NanoVLM))
 
 
+app.command()(chat)
+app.command()(serve)
 app.command()(plan)
 app.add_typer(bench, name="bench")
 

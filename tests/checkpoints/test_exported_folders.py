@@ -20,6 +20,8 @@ from dl_techniques.preprocessing.image_processors import (
     NanoVLMImageProcessor,
 )
 from dl_techniques.preprocessing.images import ImageProcessor, load_image
+from dl_techniques.serving.engine import ServingEngine
+from dl_techniques.serving.requests import ChatRequest
 
 NEW_TOKENS = 8
 
@@ -58,6 +60,8 @@ def theirs(folder, conversation):
             pixel_values=pixels["pixel_values"],
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
+            # Ours never generates it.
+            suppress_tokens=[tokenizer.convert_tokens_to_ids(markers["image_token"])],
         )
     prompt = ids["input_ids"][0].tolist()
     return prompt, out[0, len(prompt) :].tolist(), tokenizer
@@ -127,6 +131,22 @@ def test_transformers_runs_an_exported_model_by_itself(tmp_path, fusion, templat
     else:
         # The token was added to a copy.
         assert "<image>" not in model.processor.tokenizer.special_tokens
+
+
+def test_the_serving_engine_answers_as_transformers_does(tmp_path):
+    images = ImageProcessor(16, mean=[0.4, 0.5, 0.6], std=0.3, resample="bilinear")
+    model = tiny_model(tmp_path / "tokenizer", images=images)
+    export_smolvlm(model, tmp_path / "out")
+    pictures = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 1, (9, 30))
+    asked = [question(*pictures), question(pictures[0]), question(*pictures)]
+    engine = ServingEngine(NanoVLM.from_preset(tmp_path / "out"), rows=2)
+    try:
+        tickets = [engine.submit(ChatRequest(each, NEW_TOKENS)) for each in asked]
+        served = [[token for event in ticket for token in event.ids] for ticket in tickets]
+    finally:
+        engine.close()
+    expected = [theirs(tmp_path / "out", each)[1] for each in asked[:2]]
+    assert served == [*expected, expected[0]] and served[0] != served[1]
 
 
 def test_smolvlm_folders_go_there_and_back(tmp_path):

@@ -94,3 +94,19 @@ def test_turns_see_what_is_shared_and_themselves():
     ]
     np.testing.assert_array_equal(mask[0], expected)
     np.testing.assert_array_equal(positions[0, :6], [0, 1, 2, 3, 2, 3])
+
+
+def test_rows_may_have_slots_of_their_own():
+    arrays = {
+        "attention_mask": np.arange(6) != np.array([[0], [3]]),
+        "segment_ids": np.array([[1, 1, 1, 2, 2, 2], [1, 1, 2, 2, 2, 0]]),
+        "turn_ids": np.array([[0, 1, 1, 2, 2, 2], [0, 0, 1, 1, 2, 2]]),
+        "image_ids": np.array([[0, 1, 1, 0, 2, 2], [0, 0, 1, 1, 1, 0]]),
+    }
+    slots = np.array([[1, 2], [4, 5]])
+    mask, positions = _rule(6, slots, **arrays)
+    for row in range(2):
+        alone = {name: value[row : row + 1] for name, value in arrays.items()}
+        expected_mask, expected_positions = _rule(6, slots[row], **alone)
+        np.testing.assert_array_equal(mask[row : row + 1], expected_mask)
+        np.testing.assert_array_equal(positions[row : row + 1], expected_positions)

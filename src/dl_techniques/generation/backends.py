@@ -61,6 +61,10 @@ class Programs:
         """See `programs.decode`; state is used up."""
         return self._call(programs.decode, choice, (0,), state, i, limit, start, options)
 
+    def put_row(self, state, row, index):
+        """See `programs.put_row`; state is used up."""
+        return self._call(programs.put_row, None, (0,), state, row, index)
+
     def _call(self, program, choice, used_up, *args):
         signature = (program.__name__, choice, _shapes(args))
         self._signatures.add(signature)

@@ -185,13 +185,14 @@ class Decoding:
     Attributes:
         done: How many new tokens every row has.
         start: The slot of the first of them.
+        request: What is done.
     """
 
     def __init__(self, engine, rows, request, reading):
         self._engine = engine
         self._rows = rows
         self.start = reading.start
-        self._request = request
+        self.request = request
         sampler, batch = request.sampler, len(reading.inputs["text_tokens"])
         room = bucket(request.max_new_tokens, TOKEN_BUCKET)
         self._choice = Choice(sampler.is_greedy, sampler.penalises, request.processors)
@@ -222,7 +223,7 @@ class Decoding:
 
     def advance(self, limit: int) -> None:
         """Choose new tokens until each row has `limit` of them, or all have ended."""
-        limit = min(limit, self._request.max_new_tokens)
+        limit = min(limit, self.request.max_new_tokens)
         if self.done >= limit:
             return
         began, before = time.perf_counter(), self.done
@@ -247,7 +248,7 @@ class Decoding:
     def ended(self) -> np.ndarray:
         """bool[B]: which rows have ended, by a stop id or by the number of tokens."""
         ended = keras.ops.convert_to_numpy(self._state["ended"])[: self._rows]
-        return ended | (self.done >= self._request.max_new_tokens)
+        return ended | (self.done >= self.request.max_new_tokens)
 
     def ids(self) -> np.ndarray:
         """Return int32[B, max_new_tokens], padded after each row's end."""
@@ -261,9 +262,14 @@ class Decoding:
         """Return the cache, which holds the new tokens but the last; nothing can follow then."""
         return self._state.pop("cache")
 
+    def take_state(self) -> dict:
+        """Return the state (see `programs`); nothing can follow then."""
+        state, self._state = self._state, None
+        return state
+
     def _result(self, name):
         values = keras.ops.convert_to_numpy(self._state[name])
-        return np.array(values[: self._rows, : self._request.max_new_tokens])
+        return np.array(values[: self._rows, : self.request.max_new_tokens])
 
 
 def _left_padded(x, mask, value):

@@ -11,7 +11,7 @@ from typing import Any
 
 from keras import ops
 
-from dl_techniques.generation.sampling import draw, penalised
+from dl_techniques.generation.sampling import draw, penalised, penalty_of
 from dl_techniques.layers.cache_slots import write_slots
 
 
@@ -20,7 +20,7 @@ class Choice:
     """What of the choice of tokens is compiled in; the sampler's numbers are not.
 
     Attributes:
-        greedy: Take the likeliest id; nothing is drawn.
+        greedy: Every row takes its likeliest id; nothing is drawn.
         penalises: Apply the repetition penalty.
         processors: Functions (logits float32[B, V], ids int32[B, N], i) -> logits, where ids[:, :i]
             are chosen already; applied in this order, before the sampler.
@@ -100,12 +100,13 @@ def choose(model, logits, state: dict, i, options: dict, choice: Choice) -> dict
     """Return the state with the i-th new token chosen from float32[B, V] logits.
 
     `options` holds `settings` of the sampler, `uniform` float32[B, N], `stop_ids` int32[K] and
-    `pad_id` int32[].
+    `pad_id` int32[]; where rows differ, `settings` float32[B, 5], `stop_ids` int32[B, K] and
+    `pad_id` int32[B].
     """
     total = ops.logsumexp(logits, axis=-1)
     scores = logits
     if choice.penalises:
-        scores = penalised(scores, state["held"], options["settings"][0])
+        scores = penalised(scores, state["held"], penalty_of(options["settings"]))
     for processor in choice.processors:
         scores = processor(scores, state["ids"], i)
     if model.image_mark_ids:
@@ -139,9 +140,12 @@ def choose(model, logits, state: dict, i, options: dict, choice: Choice) -> dict
 def step(model, state: dict, i, start, options: dict, choice: Choice) -> dict:
     """Return the state after the token chosen last went through the model and the i-th was chosen.
 
-    `start` is the slot of the first new token; the one chosen last takes slot start + i - 1.
+    `start` is the slot of the first new token, int32[] or each row's int32[B]; the one chosen last
+    takes slot start + i - 1.
     """
-    logits, cache = advance(model, state["token"], state["cache"], state["mask"], start + i - 1)
+    # Rows that have ended go on writing behind their end, but not behind the cache's.
+    slot = ops.minimum(start + i - 1, ops.shape(state["mask"])[1] - 1)
+    logits, cache = advance(model, state["token"], state["cache"], state["mask"], slot)
     return choose(model, logits, {**state, "cache": cache}, i, options, choice)
 
 
@@ -165,6 +169,36 @@ def decode(
         return i + 1, one_step(state, i, start, options)
 
     return ops.while_loop(goes_on, body, (i, state))
+
+
+def put_row(model, state: dict, row: dict, index):
+    """Return the state with the one row of another state in its row `index`.
+
+    Both have `cache`, `mask` and `token`, the state also whatever of `held` the row has. The row's
+    slots and image tokens may be fewer; those that are missing are never seen.
+    """
+    cache = [
+        _put_block(*blocks, index) for blocks in zip(state["cache"], row["cache"], strict=True)
+    ]
+    free = ops.ones_like(state["mask"][:1])
+    new = {**state, "cache": cache, "mask": _put(state["mask"], row["mask"], index, free)}
+    names = row.keys() - {"cache", "mask"}
+    return new | {name: _put(state[name], row[name], index) for name in names}
+
+
+def _put_block(block, row, index):
+    if len(block) > len(row):  # No context: nothing of it is seen.
+        row = (*row, *(ops.zeros_like(x[:1]) for x in block[2:]))
+    return tuple(_put(x, new, index) for x, new in zip(block, row, strict=True))
+
+
+def _put(x, row, index, background=None):
+    """Return x[B, L, ...] with row[1, l, ...] at the beginning of its row `index`."""
+    row = ops.cast(row, x.dtype)
+    if len(x.shape) > 1 and row.shape[1] < x.shape[1]:
+        background = ops.zeros_like(x[:1]) if background is None else background
+        row = ops.slice_update(background, (0,) * len(x.shape), row)
+    return ops.slice_update(x, (index,) + (0,) * (len(x.shape) - 1), row)
 
 
 def _logits(model, hidden):

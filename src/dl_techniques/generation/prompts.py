@@ -187,7 +187,7 @@ def _encoded_images(engine, model, prompts, vision_cache):
     found, suffix = {}, ""
     if vision_cache is not None:
         settings = settings_digest(model.processor.image_processor.get_config())
-        suffix = f"{settings} {encoder_digest(model)}"
+        suffix = f"{settings} {vision_cache.encoder or encoder_digest(model)}"
         found = {digest: vision_cache.get(digest + suffix) for digest in sources}
         found = {digest: embeds for digest, embeds in found.items() if embeds is not None}
     missing = [digest for digest in sources if digest not in found]

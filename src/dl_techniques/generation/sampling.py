@@ -74,7 +74,8 @@ def draw(logits, settings, uniform):
 
     Args:
         logits: float32[B, V]; -inf for ids that cannot be drawn.
-        settings: `Sampler.settings()`.
+        settings: `Sampler.settings()`, or float32[B, 5] with those of each row; rows with
+            temperature 0 among these take their likeliest id.
         uniform: float32[B] in [0, 1), the rows' random numbers.
     """
     weights = filtered_weights(logits, settings)
@@ -83,12 +84,17 @@ def draw(logits, settings, uniform):
     # Sums are rounded: an id of weight zero is never taken, and if no id seems to be reached, the
     # likeliest, whose weight is 1, is.
     candidates = ops.where(ops.logical_and(reached, weights > 0), 2.0, weights)
+    candidates = ops.where(_column(settings, 1) > 0, candidates, logits)
     return ops.cast(ops.argmax(candidates, axis=-1), "int32")
 
 
 def filtered_weights(logits, settings):
-    """Return float32[B, V], proportional to the probabilities; zero for what is filtered out."""
-    _, temperature, top_k, top_p, min_p = (settings[i] for i in range(5))
+    """Return float32[B, V], proportional to the probabilities; zero for what is filtered out.
+
+    At temperature 0 nothing is filtered out.
+    """
+    temperature, top_k, top_p, min_p = (_column(settings, i) for i in range(1, 5))
+    temperature = ops.where(temperature > 0, temperature, 1.0)
     # The likeliest has weight 1, however small the temperature is.
     weights = ops.exp((logits - ops.max(logits, axis=-1, keepdims=True)) / temperature)
     ordered = ops.flip(ops.sort(weights, axis=-1), axis=-1)
@@ -100,6 +106,16 @@ def filtered_weights(logits, settings):
     kept = ops.logical_and(ordered > 0, ops.logical_or(within, top_p >= 1))
     smallest = ops.min(ops.where(kept, ordered, 1.0), axis=-1, keepdims=True)
     return ops.where(weights >= ops.maximum(smallest, min_p), weights, 0.0)
+
+
+def penalty_of(settings):
+    """Return the repetition penalties in `settings`, as `penalised` takes them."""
+    return _column(settings, 0)
+
+
+def _column(settings, i):
+    """Return float32[1] or float32[B, 1]."""
+    return settings[..., i : i + 1]
 
 
 def uniform_numbers(seeds: np.ndarray, count: int) -> np.ndarray:

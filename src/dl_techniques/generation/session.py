@@ -9,6 +9,7 @@ from keras import ops
 from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.engine import TOKEN_BUCKET, CacheState
 from dl_techniques.generation.prompts import Prompt
+from dl_techniques.generation.vision_cache import bytes_of
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,20 @@ class Session:
         self._spans: list[tuple[int, int, str]] = []
         self._cache = None
         self._capacity = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size of what is kept, in bytes."""
+        return sum(bytes_of(x) for block in self._cache or () for x in block)
+
+    @property
+    def known(self) -> int:
+        """How many tokens are kept."""
+        return len(self._ids)
+
+    def shared(self, model, prompt: Prompt) -> int:
+        """Return how many tokens of a prompt need not be read, if this session takes it next."""
+        return self._shared(prompt, _image_spans(model, prompt)) if self._model is model else 0
 
     def begin(self, model, prompt: Prompt, max_new_tokens: int) -> Turn:
         """Return the next turn, to which the cache passes until it is finished.
@@ -137,9 +152,15 @@ class Session:
         return CacheState(cache, mask, used)
 
 
+def has_sessions(model) -> bool:
+    """Tell whether conversations with a model can be kept: all its images are in the sequence."""
+    crosses = model.language_decoder.cross_attention_every is not None
+    return model.image_token_id is not None and not crosses
+
+
 def _image_spans(model, prompt):
     """Return the places of each image's first and last placeholder, with the image's digest."""
-    if model.image_token_id is None or model.language_decoder.cross_attention_every is not None:
+    if not has_sessions(model):
         raise ValueError(
             "A session needs a model whose images are all in the sequence, at placeholders."
         )

@@ -25,12 +25,15 @@ class VisionCache:
     Args:
         max_bytes: Entries used longest ago are dropped beyond it; an image larger than all of it
             is not kept.
+        encoder: The `encoder_digest` of a model whose weights will not change; None: the digest
+            is computed for every call of `generate`.
     """
 
-    def __init__(self, max_bytes: int = 256 * 2**20):
+    def __init__(self, max_bytes: int = 256 * 2**20, encoder: str | None = None):
         if max_bytes < 0:
             raise ValueError(f"max_bytes={max_bytes} must be at least 0.")
         self.max_bytes = max_bytes
+        self.encoder = encoder
         self._entries: OrderedDict[str, Any] = OrderedDict()
         self._bytes = self._hits = self._misses = 0
 
@@ -46,7 +49,7 @@ class VisionCache:
 
     def put(self, key: str, embeds) -> None:
         """Keep float[n, T, D] under a key."""
-        size = _bytes_of(embeds)
+        size = bytes_of(embeds)
         if key in self._entries or size > self.max_bytes:
             return
         # On PyTorch a row of a batch would keep the whole batch in memory.
@@ -54,7 +57,7 @@ class VisionCache:
         self._bytes += size
         while self._bytes > self.max_bytes:
             _, oldest = self._entries.popitem(last=False)
-            self._bytes -= _bytes_of(oldest)
+            self._bytes -= bytes_of(oldest)
 
     def stats(self) -> dict[str, int]:
         """Return `hits`, `misses`, `entries`, `bytes` and `max_bytes`."""
@@ -121,6 +124,7 @@ def _digest(*parts: bytes) -> str:
     return hashed.hexdigest()
 
 
-def _bytes_of(embeds) -> int:
+def bytes_of(embeds) -> int:
+    """Return the size of a floating-point tensor in bytes."""
     bits = keras.backend.standardize_dtype(embeds.dtype).removeprefix("b").removeprefix("float")
     return int(np.prod(embeds.shape)) * int(bits) // 8

@@ -17,7 +17,8 @@ def attention_rule(
     the same image, and j belongs to i's turn or to all turns. Padding is applied last.
 
     Args:
-        query_slots: int[T], the slots (places in the sequence) of the queries.
+        query_slots: int[T], the slots (places in the sequence) of the queries; int[B, T] where
+            each row has its own.
         num_slots: S, the number of slots.
         attention_mask: bool[B, S]; False marks padding.
         segment_ids: int[B, S]; tokens of different segments do not see each other; 0 is padding.
@@ -30,7 +31,9 @@ def attention_rule(
         same segment, and of its turn or all turns, before each query).
     """
     keys = ops.arange(num_slots, dtype="int32")
-    causal = ops.expand_dims(ops.expand_dims(query_slots, 1) >= ops.expand_dims(keys, 0), 0)
+    if len(query_slots.shape) == 1:
+        query_slots = ops.expand_dims(query_slots, 0)
+    causal = ops.expand_dims(query_slots, 2) >= keys
     allowed = ops.ones((1, 1, num_slots), dtype="bool")
     if segment_ids is not None:
         allowed = _pairs(query_slots, segment_ids, _same_and_not_zero)
@@ -48,7 +51,10 @@ def attention_rule(
 
 
 def _pairs(query_slots, ids, relation):
-    queries = ops.take(ids, query_slots, axis=1)
+    if query_slots.shape[0] == 1:
+        queries = ops.take(ids, query_slots[0], axis=1)
+    else:
+        queries = ops.take_along_axis(ids, query_slots, axis=1)
     return relation(ops.expand_dims(queries, 2), ops.expand_dims(ids, 1))
 
 

@@ -35,7 +35,7 @@ class LanguageDecoder(ConfiguredLayer):
         image_ids: int[B, S], k for the tokens of image k, else 0: these see their whole image.
         turn_ids: int[B, S], k for tokens that turn k alone sees, 0 for those that all turns see.
         cache: what `make_cache` gave, or an earlier call returned.
-        cache_index: the slot of the first of the T tokens.
+        cache_index: the slot of the first of the T tokens, int[], or int[B] for each row's own.
         context, context_mask: See `DecoderBlock`; needs `cross_attention_every`.
         return_hidden: return float[B, T, hidden_dim] after the last norm instead of logits.
 
@@ -152,7 +152,7 @@ class LanguageDecoder(ConfiguredLayer):
             )
         query_slots = ops.arange(length, dtype="int32")
         if cache is not None:
-            query_slots = query_slots + cache_index
+            query_slots = query_slots + ops.reshape(cache_index, (-1, 1))
         mask, default_positions = attention_rule(
             query_slots, slots, attention_mask, segment_ids, image_ids, turn_ids
         )

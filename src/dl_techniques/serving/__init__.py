@@ -1,0 +1,1 @@
+"""One engine behind the terminal chat and the HTTP server, and both of these."""

@@ -1,0 +1,110 @@
+"""Answers: tickets of the engine for handlers that must not wait."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from dl_techniques.serving.engine import ServingEngine
+from dl_techniques.serving.failures import RefusedError
+from dl_techniques.serving.requests import ChatRequest, Event, Ticket
+
+# Seconds between looks whether the client is still there.
+LOOK = 0.5
+# Proxies end a stream in which nothing comes for long.
+LOOKS_OF_PAUSE = 30
+
+
+class Answers:
+    """The answers to requests that belong together.
+
+    Attributes:
+        tickets: One for each request, once `ask` is done.
+    """
+
+    def __init__(self):
+        self.tickets: list[Ticket] = []
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    @classmethod
+    async def ask(cls, engine: ServingEngine, requests: list[ChatRequest]) -> "Answers":
+        """Submit requests, all or none.
+
+        Raises:
+            RefusedError: for a conversation that the model cannot answer.
+            Exception: what else `ServingEngine.submit` raises.
+        """
+        answers = cls()
+        try:
+            await run_in_threadpool(answers._submit, engine, requests)
+        except BaseException as error:
+            answers.cancel()
+            raise _as_refusal(error) from error
+        return answers
+
+    def _submit(self, engine, requests):
+        for index, request in enumerate(requests):
+            self.tickets.append(engine.submit(request, self._listener(index)))
+
+    def _listener(self, index):
+        def listen(event):
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+        return listen
+
+    def cancel(self) -> None:
+        """Give all requests up; the finished ones stay as they are."""
+        for ticket in self.tickets:
+            ticket.cancel()
+
+    async def events(self, request: Request) -> AsyncIterator[tuple[int, Event] | None]:
+        """Yield all events with their requests' indices, and None when nothing happens for long.
+
+        Giving up the iteration cancels the requests.
+
+        Args:
+            request: Whose client waits.
+
+        Raises:
+            RefusedError: if the client has left.
+            Exception: the error of the first request that fails.
+        """
+        left, quiet = len(self.tickets), 0
+        try:
+            while left:
+                try:
+                    index, event = await asyncio.wait_for(self._events.get(), LOOK)
+                except TimeoutError:
+                    if await request.is_disconnected():
+                        raise RefusedError(499, "The client has left.") from None
+                    quiet += 1
+                    if quiet % LOOKS_OF_PAUSE == 0:
+                        yield None
+                    continue
+                if event.error is not None:
+                    raise _as_refusal(event.error)
+                left, quiet = left - event.is_last, 0
+                yield index, event
+        finally:
+            self.cancel()
+
+    async def whole(self, request: Request) -> list[list[Event]]:
+        """Return each request's events, once all are there.
+
+        Raises:
+            Exception: see `events`.
+        """
+        collected: list[list[Event]] = [[] for _ in self.tickets]
+        async with aclosing(self.events(request)) as events:
+            async for news in events:
+                if news is not None:
+                    collected[news[0]].append(news[1])
+        return collected
+
+
+def _as_refusal(error):
+    return RefusedError(400, str(error)) if isinstance(error, ValueError) else error

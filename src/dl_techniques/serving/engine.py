@@ -1,0 +1,259 @@
+"""ServingEngine: many requests, one model, one thread that computes."""
+
+import math
+import threading
+import time
+from collections import Counter
+
+from PIL import Image
+
+from dl_techniques.generation.arguments import check_length, checked_stop_strings, row_seeds
+from dl_techniques.generation.prompts import gather_prompts
+from dl_techniques.generation.rolling_batch import RollingBatch
+from dl_techniques.generation.sampling import GREEDY, Sampler
+from dl_techniques.generation.vision_cache import VisionCache, encoder_digest
+from dl_techniques.serving.fair_queue import FairQueue
+from dl_techniques.serving.prefix_store import PrefixStore
+from dl_techniques.serving.requests import (
+    ChatRequest,
+    ClosedError,
+    Event,
+    FailedError,
+    Ticket,
+    TimedOutError,
+)
+from dl_techniques.serving.running import Running
+from dl_techniques.utils.logger import logger
+
+# What `ServingEngine.stats` counts since the start; the other numbers are those of now.
+COUNTS = (
+    *("requests", "refused", "stop", "length", "cancelled", "failed"),
+    *("prompt_tokens", "reused_tokens", "new_tokens", "first_token_seconds"),
+)
+
+
+class ServingEngine:
+    """Answers requests from any thread, several at once.
+
+    An answer is the one that `model.generate` gives, whoever else asks. Between any two steps of
+    decoding at most one request joins, so that those on their way go on.
+
+    Args:
+        model: A `VisionLanguageModel` with a processor; nobody else may use it meanwhile, nor
+            change its weights.
+        rows: How many requests are decoded together.
+        max_waiting: How many more may wait.
+        max_per_client: How many of one client may wait or run.
+        max_new_tokens: The longest answer, and the length of one that names none.
+        timeout: Seconds after which a request ends with an error, wherever it is.
+        vision_bytes: Size of the cache of image embeddings, unless the model has one.
+        prefix_bytes: Size of the cache of conversations; 0 for none.
+
+    Attributes:
+        stop_ids: The ids that end an answer.
+
+    Raises:
+        ValueError: for a model without a processor, or a limit out of range.
+    """
+
+    def __init__(
+        self,
+        model,
+        rows: int = 8,
+        max_waiting: int = 64,
+        max_per_client: int = 8,
+        max_new_tokens: int = 512,
+        timeout: float = 300.0,
+        vision_bytes: int = 256 * 2**20,
+        prefix_bytes: int = 512 * 2**20,
+    ):
+        if model.processor is None:
+            raise ValueError("Serving needs a tokenizer: set model.processor.")
+        if max_new_tokens < 1 or timeout <= 0:
+            raise ValueError(
+                f"Expected max_new_tokens={max_new_tokens} >= 1 and timeout={timeout} > 0."
+            )
+        self.model, self.rows, self.timeout = model, rows, timeout
+        self.max_new_tokens = min(max_new_tokens, model.language_decoder.max_positions - 1)
+        if model.vision_cache is None:
+            model.vision_cache = VisionCache(vision_bytes, encoder_digest(model))
+        self.stop_ids = tuple({*model.stop_ids, *model.processor.stop_ids})
+        self.prefixes = PrefixStore(prefix_bytes)
+        self._queue = FairQueue(max_waiting, max_per_client)
+        self._batch = RollingBatch(model.generation_engine(), rows)
+        self._running: list[Running] = []
+        self._counts: Counter[str] = Counter()
+        self._seconds = 1.0  # How long an answer took lately.
+        self._closing = False
+        self._condition = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="serving-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: ChatRequest, listener=None) -> Ticket:
+        """Let a request wait for its turn.
+
+        Args:
+            request: What is asked.
+            listener: See `Ticket`.
+
+        Raises:
+            ValueError: for a malformed conversation, or one that is too long.
+            FullError: if too many requests are on their way.
+            ClosedError: after `close`.
+        """
+        prompts = gather_prompts(self.model, request.messages)
+        if not prompts.single or prompts.read is None:
+            raise ValueError("A request is one conversation: a list of messages.")
+        new_tokens = self._new_tokens(request, prompts.positions)
+        row_seeds(request.seed, 1)
+        checked_stop_strings(request.stop_strings)
+        ticket = Ticket(request, len(prompts.read[0].ids), listener)
+        running = Running(ticket, prompts.read[0], new_tokens)
+        with self._condition:
+            if self._closing:
+                raise ClosedError("The engine is closed.")
+            try:
+                self._queue.put(running, self._retry_after())
+            except Exception:
+                self._counts["refused"] += 1
+                raise
+            self._counts["requests"] += 1
+            self._counts["prompt_tokens"] += ticket.prompt_tokens
+            self._condition.notify()
+        return ticket
+
+    def warm_up(self) -> None:
+        """Begin to answer made-up questions, alone and together, so that programs are compiled."""
+        text = {"type": "text", "text": "?"}
+        image = {"type": "image", "image": Image.new("RGB", (64, 64))}
+        for sampler in (GREEDY, Sampler(top_k=0)):
+            begun = []
+            for content in ([text], [image, text]):
+                messages = [{"role": "user", "content": content}]
+                client = f"warm-up {len(begun)}"
+                ticket = self.submit(ChatRequest(messages, None, sampler, client=client))
+                begun.append((ticket, iter(ticket)))
+                next(begun[-1][1])
+            for ticket, events in begun:
+                ticket.cancel()
+                list(events)  # Up to its end, when its place is free again.
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are answered."""
+        return self._thread.is_alive() and not self._closing
+
+    def stats(self) -> dict[str, float]:
+        """Return what is on its way and kept, and `COUNTS`: answers by their end, tokens, seconds.
+
+        `first_token_seconds` is the sum of the times to the first tokens of all answers.
+        """
+        with self._condition:
+            return {
+                "waiting": len(self._queue),
+                "running": len(self._running),
+                "rows": self.rows,
+                **{name: self._counts[name] for name in COUNTS},
+                "conversations": len(self.prefixes),
+                "conversation_bytes": self.prefixes.nbytes,
+            }
+
+    def close(self) -> None:
+        """End all requests with an error, and the thread."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+        self._thread.join()
+
+    def _new_tokens(self, request, positions):
+        wanted = request.max_new_tokens
+        if wanted is None:
+            room = self.model.language_decoder.max_positions - positions
+            wanted = max(1, min(self.max_new_tokens, room))
+        check_length(self.model, positions, wanted, "max_new_tokens")
+        if wanted > self.max_new_tokens:
+            raise ValueError(
+                f"max_new_tokens={wanted} is more than the {self.max_new_tokens} allowed here."
+            )
+        return wanted
+
+    def _retry_after(self):
+        return max(1, min(60, math.ceil(self._seconds * (1 + len(self._queue)) / self.rows)))
+
+    def _work(self):
+        while True:
+            with self._condition:
+                while not (self._closing or len(self._queue) or self._running):
+                    self._condition.wait()
+                if self._closing:
+                    break
+            try:
+                self._turn()
+            except Exception:
+                # Programs use up the caches they were given: nothing of the batch can be trusted.
+                logger.exception("A step of decoding failed.")
+                self._batch = RollingBatch(self.model.generation_engine(), self.rows)
+                self._end_all(FailedError("The answer could not be computed."))
+        self._end_all(ClosedError("The server is shutting down."))
+
+    def _turn(self):
+        """Let go whom nobody waits for, let one request join, decode a few steps."""
+        self._drop()
+        with self._condition:
+            joins = len(self._queue) and not self._batch.is_full
+            running = self._queue.pop() if joins else None
+        if running is not None:
+            self._running.append(running)
+            self._join(running)
+        self._batch.advance()
+        for running in list(self._running):
+            reason = running.give_news()
+            if reason is not None:
+                self._end(running, Event(finish_reason=reason))
+
+    def _join(self, running):
+        try:
+            running.join(self.model, self.stop_ids, self._batch, self.prefixes)
+        except Exception as error:
+            if not isinstance(error, ValueError):
+                logger.exception("A request could not be read.")
+                error = FailedError("The request could not be read.")
+            self._end(running, Event(error=error))
+
+    def _drop(self):
+        now = time.monotonic()
+
+        def is_over(running):
+            return running.ticket.cancelled or now - running.ticket.began > self.timeout
+
+        with self._condition:
+            waiting = self._queue.remove_if(is_over)
+        for running in waiting + [running for running in self._running if is_over(running)]:
+            event = Event(finish_reason="cancelled")
+            if not running.ticket.cancelled:
+                event = Event(error=TimedOutError(f"No answer within {self.timeout:g} s."))
+            self._end(running, event)
+
+    def _end(self, running, event):
+        """Hand on the last event of a request."""
+        running.leave(self._batch, self.prefixes)
+        ticket = running.ticket
+        with self._condition:
+            if running in self._running:
+                self._running.remove(running)
+                self._queue.finish(running)
+            self._counts[event.finish_reason or "failed"] += 1
+            self._counts["reused_tokens"] += ticket.reused_tokens
+            self._counts["new_tokens"] += ticket.new_tokens
+            if ticket.first is not None:
+                self._counts["first_token_seconds"] += ticket.first - ticket.began
+            if event.finish_reason in ("stop", "length"):
+                self._seconds += 0.2 * (time.monotonic() - ticket.began - self._seconds)
+        ticket.give(event)
+
+    def _end_all(self, error):
+        with self._condition:
+            waiting = self._queue.remove_if(lambda running: True)
+        for running in waiting + self._running[:]:
+            running.seat = None
+            self._end(running, Event(error=error))

@@ -1,0 +1,155 @@
+"""`/v1/models` and `/v1/chat/completions`, as OpenAI's clients call them."""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from dl_techniques.serving.answers import Answers
+from dl_techniques.serving.failures import RefusedError, response_of
+from dl_techniques.serving.openai_schemas import ChatCompletionRequest
+from dl_techniques.serving.requests import ChatRequest, Event
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+
+@router.get("/models")
+async def models(request: Request) -> dict:
+    """List the one model that is served."""
+    state = request.app.state
+    card = {
+        "id": state.settings.model_name,
+        "object": "model",
+        "created": state.started,
+        "owned_by": "dl_techniques",
+    }
+    return {"object": "list", "data": [card]}
+
+
+@router.post("/chat/completions", response_model=None)
+async def chat_completions(
+    body: ChatCompletionRequest, request: Request
+) -> JSONResponse | StreamingResponse:
+    """Answer a conversation, whole or as server-sent events (`stream`)."""
+    completion = _Completion(body, request)
+    answers = await Answers.ask(request.app.state.engine, await run_in_threadpool(completion.asked))
+    if body.stream:
+        # Proxies must not wait for the whole answer either.
+        headers = {"X-Accel-Buffering": "no"}
+        stream = completion.stream(answers)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    return JSONResponse(completion.whole(answers, await answers.whole(request)))
+
+
+class _Completion:
+    """One call: its requests, and the form of its answer."""
+
+    def __init__(self, body: ChatCompletionRequest, request: Request):
+        self._body, self._request = body, request
+        self._state = request.app.state
+        self._head = {
+            "id": "chatcmpl-" + secrets.token_hex(12),
+            "created": int(time.time()),
+            "model": body.model,
+        }
+        name, most = self._state.settings.model_name, self._state.settings.max_answers
+        if body.model != name:
+            message = f"There is no model {body.model!r} here, only {name!r}."
+            raise RefusedError(404, message, "model_not_found", "model")
+        if body.n > most:
+            message = f"n={body.n} is more than the {most} allowed."
+            raise RefusedError(400, message, "invalid_value", "n")
+
+    def asked(self) -> list[ChatRequest]:
+        """Return what the engine is asked: `n` times the same with other seeds."""
+        body = self._body
+        seed = secrets.randbelow(2**31) if body.seed is None else body.seed
+        common = {
+            "messages": body.conversation(self._state.settings),
+            "max_new_tokens": body.most_tokens,
+            "sampler": body.sampler,
+            "stop_strings": body.stop_strings(),
+            "client": self._request.state.client,
+        }
+        return [ChatRequest(**common, seed=seed + index) for index in range(body.n)]
+
+    def whole(self, answers: Answers, collected: list[list[Event]]) -> dict:
+        """Return the body of the answer."""
+        choices = []
+        for index, events in enumerate(collected):
+            text = "".join(event.text for event in events)
+            choice = {
+                "index": index,
+                "message": {"role": "assistant", "content": text},
+                "finish_reason": events[-1].finish_reason,
+                "logprobs": self._logprobs(events),
+            }
+            choices.append(choice)
+        usage = self._usage(answers)
+        return {"object": "chat.completion", **self._head, "choices": choices, "usage": usage}
+
+    async def stream(self, answers: Answers) -> AsyncIterator[str]:
+        """Yield the answer as server-sent events."""
+        try:
+            for index in range(self._body.n):
+                yield self._chunk(index, {"role": "assistant", "content": ""})
+            async with aclosing(answers.events(self._request)) as events:
+                async for news in events:
+                    if news is None:
+                        yield ": waiting\n\n"
+                        continue
+                    index, event = news
+                    if event.text or (self._body.logprobs and event.ids):
+                        yield self._chunk(index, {"content": event.text}, event)
+                    if event.is_last:
+                        yield self._chunk(index, {}, reason=event.finish_reason)
+            usage = self._usage(answers)
+            if self._body.stream_options and self._body.stream_options.include_usage:
+                yield self._line({"choices": [], "usage": usage})
+            yield "data: [DONE]\n\n"
+        except Exception as error:
+            # The status is sent already.
+            yield f"data: {response_of(error).body.decode()}\n\n"
+        finally:
+            answers.cancel()
+
+    def _chunk(self, index, delta, event=None, reason=None):
+        logprobs = None if event is None else self._logprobs([event])
+        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+        return self._line({"choices": [choice]})
+
+    def _line(self, values):
+        chunk = {"object": "chat.completion.chunk", **self._head, **values}
+        return f"data: {json.dumps(chunk)}\n\n"
+
+    def _logprobs(self, events):
+        if not self._body.logprobs:
+            return None
+        engine, content = self._state.engine, []
+        for event in events:
+            for token, logprob in zip(event.ids, event.logprobs, strict=True):
+                if token in engine.stop_ids:
+                    continue
+                text = engine.model.processor.decode([token])
+                entry = {"token": text, "bytes": list(text.encode()), "top_logprobs": []}
+                # JSON has no infinity.
+                content.append({**entry, "logprob": max(logprob, -9999.0)})
+        return {"content": content}
+
+    def _usage(self, answers):
+        """Return the counts of tokens, which the log gets too."""
+        tickets = answers.tickets
+        prompt, new = tickets[0].prompt_tokens, sum(ticket.new_tokens for ticket in tickets)
+        cached = tickets[0].reused_tokens
+        self._request.state.log.update(prompt_tokens=prompt, cached_tokens=cached, new_tokens=new)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": new,
+            "total_tokens": prompt + new,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }

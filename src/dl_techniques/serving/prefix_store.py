@@ -1,0 +1,54 @@
+"""PrefixStore: the caches of conversations whose next turn may come."""
+
+from collections import OrderedDict
+
+from dl_techniques.generation.prompts import Prompt
+from dl_techniques.generation.session import Session
+
+
+class PrefixStore:
+    """Sessions by client, the ones used last, up to a number of bytes.
+
+    No client's prompt is ever compared with another's: how long an answer takes tells nothing of
+    what others asked.
+
+    Args:
+        max_bytes: Sessions used longest ago are dropped beyond it.
+    """
+
+    def __init__(self, max_bytes: int):
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes={max_bytes} must be at least 0.")
+        self._max_bytes = max_bytes
+        self._sessions: OrderedDict[Session, str] = OrderedDict()
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def take(self, model, client: str, prompt: Prompt) -> Session:
+        """Return the session, no longer in the store, with which a prompt shares the most.
+
+        It is a new one if the prompt shares less than half of each: the beginning that all
+        conversations have is no reason to lose one.
+        """
+        best, most = None, 0
+        for session, owner in self._sessions.items():
+            shared = session.shared(model, prompt) if owner == client else 0
+            if shared > most and 2 * shared >= session.known:
+                best, most = session, shared
+        if best is None:
+            return Session()
+        del self._sessions[best]
+        self.nbytes -= best.nbytes
+        return best
+
+    def put(self, client: str, session: Session) -> None:
+        """Keep a session whose turn is finished."""
+        if session.nbytes > self._max_bytes:
+            return
+        self._sessions[session] = client
+        self.nbytes += session.nbytes
+        while self.nbytes > self._max_bytes:
+            oldest, _ = self._sessions.popitem(last=False)
+            self.nbytes -= oldest.nbytes

@@ -1,0 +1,90 @@
+"""Running: a request and what the engine's thread keeps for it."""
+
+import time
+
+import numpy as np
+
+from dl_techniques.generation.engine import Request
+from dl_techniques.generation.prompts import Prompt, prompt_batch
+from dl_techniques.generation.rolling_batch import RollingBatch, Seat
+from dl_techniques.generation.session import has_sessions
+from dl_techniques.generation.text_stream import TextStream
+from dl_techniques.serving.prefix_store import PrefixStore
+from dl_techniques.serving.requests import Event, Ticket
+
+
+class Running:
+    """A request on its way through the engine.
+
+    Args:
+        ticket: Gets the news.
+        prompt: What is read.
+        new_tokens: The most new tokens.
+
+    Attributes:
+        seat: Its place in the batch, once it has joined.
+    """
+
+    def __init__(self, ticket: Ticket, prompt: Prompt, new_tokens: int):
+        self.ticket, self.request = ticket, ticket.request
+        self.seat: Seat | None = None
+        self._prompt, self._new_tokens = prompt, new_tokens
+        self._session = self._turn = self._text = None
+
+    def join(self, model, stop_ids, batch: RollingBatch, prefixes: PrefixStore) -> None:
+        """Read the prompt, as far as it is not known, and join a batch.
+
+        Args:
+            model: Answers.
+            stop_ids: The ids that end its answers.
+            batch: What it joins.
+            prefixes: May have an earlier turn of the conversation.
+
+        Raises:
+            ValueError: if an image cannot be decoded.
+        """
+        part, known, earlier = self._prompt, (), None
+        request, engine = self.request, model.generation_engine()
+        if has_sessions(model):
+            self._session = prefixes.take(model, request.client, self._prompt)
+            self._turn = self._session.begin(model, self._prompt, self._new_tokens)
+            part, known, earlier = self._turn.part, self._turn.known, self._turn.earlier
+            self.ticket.reused_tokens = self._session.reused
+        inputs = prompt_batch(engine, model, [part], model.vision_cache)
+        wanted = Request(
+            self._new_tokens,
+            request.sampler,
+            np.array([request.seed]),
+            stop_ids,
+            model.processor.pad_token_id,
+            known=tuple(known),
+        )
+        self._text = TextStream(model.processor.decode, stop_ids, request.stop_strings)
+        self.seat = batch.join(engine.start(inputs, wanted, earlier))
+        self.ticket.first = time.monotonic()
+
+    def give_news(self) -> str | None:
+        """Hand on the new tokens; return why the answer has ended, or None."""
+        seat, text = self.seat, self._text
+        before = text.length
+        piece = text.push(seat.ids[before:])
+        reason = None
+        if text.ended:
+            reason = "stop"
+        elif seat.ended:
+            reason, piece = "length", piece + text.finish()
+        after = self.ticket.new_tokens = text.length
+        if after > before:
+            new = slice(before, after)
+            self.ticket.give(Event(piece, tuple(seat.ids[new]), tuple(seat.logprobs[new])))
+        return reason
+
+    def leave(self, batch: RollingBatch, prefixes: PrefixStore) -> None:
+        """Leave the batch, if it has joined; keep what it read and wrote for the next turn."""
+        if self.seat is None:
+            return
+        seat, self.seat = self.seat, None
+        cache = batch.leave(seat, keep=self._session is not None)
+        if cache is not None:
+            self._session.finish(self._turn, cache, seat.start, seat.ids[:-1])
+            prefixes.put(self.request.client, self._session)

@@ -1,0 +1,162 @@
+"""Whoever joins or leaves, every row gets the tokens that `generate` gives it alone."""
+
+import keras
+import numpy as np
+import pytest
+from tiny_chat import CHAT_IMAGE_ID, picture, user
+from tiny_families import family_batch, family_model
+
+from dl_techniques.generation import Sampler
+from dl_techniques.generation.arguments import find_sampler
+from dl_techniques.generation.engine import Request
+from dl_techniques.generation.prompts import prompt_batch, read_prompt
+from dl_techniques.generation.rolling_batch import STEPS, RollingBatch
+
+STOPS = (0, 2, 7)
+PENALISED = Sampler(temperature=0, repetition_penalty=2.0)
+SAMPLED = Sampler(temperature=1.5, top_k=9, top_p=0.9)
+
+
+def row_of(model, messages):
+    return prompt_batch(model.generation_engine(), model, [read_prompt(model.processor, messages)])
+
+
+def request(new, sampler="greedy", seed=0, stop_ids=STOPS):
+    return Request(new, find_sampler(sampler), np.array([seed]), stop_ids)
+
+
+def alone(model, batch, request):
+    """Return the row's ids and log-probabilities by `generate`, up to its end."""
+    ids, logprobs = model.generate(
+        batch,
+        request.max_new_tokens,
+        request.sampler,
+        stop_ids=request.stop_ids,
+        seed=request.seeds,
+        return_logprobs=True,
+    )
+    stops = np.flatnonzero(np.isin(ids[0], request.stop_ids))
+    length = stops[0] + 1 if len(stops) else request.max_new_tokens
+    return ids[0, :length].tolist(), logprobs[0, :length]
+
+
+def assert_alone(model, seat, batch):
+    ids, logprobs = alone(model, batch, seat.request)
+    assert seat.ids == ids
+    np.testing.assert_allclose(seat.logprobs, logprobs, atol=1e-5)
+
+
+def run_schedule(model, rows, work, joins_at):
+    """Let rows join at these steps and leave when they end; check each; return the most seats."""
+    engine = model.generation_engine()
+    rolling, waiting, seats, most = RollingBatch(engine, rows), list(range(len(work))), {}, 0
+    for step in range(1000):
+        while waiting and joins_at[waiting[0]] <= step and not rolling.is_full:
+            number = waiting.pop(0)
+            batch, wanted = work[number]
+            seats[number] = rolling.join(engine.start(batch, wanted))
+        most = max(most, len(rolling.seats))
+        rolling.advance()
+        for seat in [seat for seat in rolling.seats if seat.ended]:
+            rolling.leave(seat)
+        if not waiting and not rolling.seats:
+            break
+    for number, (batch, _) in enumerate(work):
+        assert_alone(model, seats[number], batch)
+    return most
+
+
+def test_every_row_gets_its_own_tokens_whoever_joins_and_leaves(chat):
+    generator = np.random.default_rng(0)
+    work = []
+    # Few shapes in all, as compiling takes this test's time.
+    for number in range(12):
+        images = [picture(number)] if number % 3 == 0 else []
+        sampler = ("greedy", SAMPLED, "greedy", PENALISED)[number % 4]
+        stops = () if number % 2 else STOPS
+        wanted = request(int(generator.integers(1, 17)), sampler, number, stops)
+        work.append((row_of(chat, [user("abcdefgh"[: number % 7], *images)]), wanted))
+    joins_at = np.sort(generator.integers(0, 9, len(work)))
+    assert run_schedule(chat, 3, work, joins_at) == 3
+
+
+def test_a_longer_row_makes_the_slots_grow(chat):
+    short, long = (row_of(chat, [user("a" * n)]) for n in (2, 100))
+    work = [(short, request(30, stop_ids=())), (long, request(40, stop_ids=()))]
+    assert run_schedule(chat, 2, work, [0, 2]) == 2
+
+
+def test_the_last_slots_of_the_cache(chat):
+    # The prompts fill all positions but the new ones; the other row goes on behind their end.
+    ends = [request(new, stop_ids=()) for new in (12, 9)]
+    rows = [np.resize(np.arange(60, 90), (1, 256 - wanted.max_new_tokens)) for wanted in ends]
+    work = [({"text_tokens": row.astype("int32")}, w) for row, w in zip(rows, ends, strict=True)]
+    assert run_schedule(chat, 2, work, [0, 1]) == 2
+
+
+@pytest.mark.parametrize("case", ["nvlm_x", "nvlm_h"])
+def test_rows_with_other_numbers_of_images_in_the_context(case):
+    model = family_model(case)
+    inputs, _ = family_batch(case)
+    rows = [{name: value[k : k + 1] for name, value in inputs.items()} for k in range(2)]
+    text = {"text_tokens": np.arange(5, 17, dtype="int32")[None]}
+    work = [(row, request(14, stop_ids=())) for row in (text, rows[0], text, rows[1])]
+    assert run_schedule(model, 3, work, [0, 1, 2, 3]) == 3
+
+
+def test_prefix_fusion(models):
+    inputs = {"text_tokens": np.arange(5, 17, dtype="int32")[None]}
+    pictured = {**inputs, "images": np.ones((1, 1, 16, 16, 3), "float32")}
+    work = [(batch, request(14, stop_ids=())) for batch in (inputs, pictured, inputs)]
+    assert run_schedule(models["prefix"], 3, work, [0, 1, 2]) == 3
+
+
+def test_a_row_that_left_keeps_its_cache_for_the_next_turn(chat):
+    engine, rolling = chat.generation_engine(), RollingBatch(chat.generation_engine(), 2)
+    first, second = (row_of(chat, [user(text)]) for text in ("what?", "which one?"))
+    seat, other = (rolling.join(engine.start(b, request(9, stop_ids=()))) for b in (first, second))
+    while not seat.ended:
+        rolling.advance()
+    # Others go on, also on the row that ended.
+    rolling.advance()
+    kept = [keras.ops.convert_to_numpy(x) for block in rolling.leave(seat, True) for x in block]
+    rolling.leave(other)
+    again = engine.start(first, request(9, stop_ids=()))
+    again.advance(9)
+    fed = again.start + 8
+    wanted = [keras.ops.convert_to_numpy(x) for block in again.take_cache() for x in block]
+    for got, expected in zip(kept, wanted, strict=True):
+        np.testing.assert_allclose(got[:, :fed], expected[:, :fed], atol=1e-5)
+
+
+def test_whoever_joins_needs_no_new_programs(chat):
+    work = [(row_of(chat, [user("abc"[:n])]), request(12, stop_ids=())) for n in (1, 2, 3, 2)]
+    run_schedule(chat, 3, work, [0, 0, 0, 0])
+    before = chat.generation_stats()["compilations"]
+    run_schedule(chat, 3, work, [0, 1, 1, 3])
+    run_schedule(chat, 3, work[::-1], [0, 0, 2, 2])
+    assert chat.generation_stats()["compilations"] == before
+
+
+def test_steps_end_where_the_first_row_ends(chat):
+    engine, rolling = chat.generation_engine(), RollingBatch(chat.generation_engine(), 2)
+    row = row_of(chat, [user("what?")])
+    long, short = (rolling.join(engine.start(row, request(n, stop_ids=()))) for n in (12, 3))
+    rolling.advance()
+    assert short.ended and len(short.ids) == len(long.ids) == 3
+    rolling.advance()
+    assert len(long.ids) == 3 + STEPS and len(short.ids) == 3
+
+
+def test_what_cannot_join(chat):
+    engine, rolling = chat.generation_engine(), RollingBatch(chat.generation_engine(), 1)
+    row = row_of(chat, [user("what?")])
+    two = {"text_tokens": np.full((2, 4), 70, "int32")}
+    with pytest.raises(ValueError, match="must be alone"):
+        rolling.join(engine.start(two, Request(3, find_sampler("greedy"), np.arange(2))))
+    rolling.join(engine.start(row, request(3)))
+    with pytest.raises(ValueError, match="All 1 rows are taken"):
+        rolling.join(engine.start(row, request(3)))
+    with pytest.raises(ValueError, match="rows=0"):
+        RollingBatch(engine, 0)
+    assert CHAT_IMAGE_ID not in rolling.seats[0].ids

@@ -1,0 +1,37 @@
+"""One model and one engine that the tests of serving share, so that little is compiled."""
+
+import threading
+
+import pytest
+from tiny_chat import chat_model
+from waiting import ROWS
+
+from dl_techniques.serving.engine import ServingEngine
+
+
+@pytest.fixture(scope="session")
+def chat():
+    """A model with a processor; do not change it."""
+    return chat_model()
+
+
+@pytest.fixture(scope="session")
+def engine(chat):
+    """An engine of 3 rows; leave it without requests."""
+    engine = ServingEngine(chat, ROWS, max_waiting=8, max_per_client=6, max_new_tokens=64)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def held(engine, monkeypatch):
+    """Hold the engine before its next step: () -> lets it go on."""
+    gate, turn = threading.Event(), engine._turn
+
+    def held_turn():
+        assert gate.wait(60)
+        turn()
+
+    monkeypatch.setattr(engine, "_turn", held_turn)
+    yield gate.set
+    gate.set()

@@ -1,0 +1,253 @@
+"""The engine's answers are those of `generate`; limits, time-outs and cancelling."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from tiny_chat import assistant, picture, png, user
+from waiting import ROWS, idle, wait_until
+
+from dl_techniques.generation import Sampler
+from dl_techniques.serving.engine import ServingEngine
+from dl_techniques.serving.requests import (
+    ChatRequest,
+    ClosedError,
+    FailedError,
+    FullError,
+    TimedOutError,
+)
+
+NEW = 14
+SAMPLED = Sampler(temperature=1.5, top_k=9)
+
+
+def ask(text="what?", *images, new=NEW, **options):
+    return ChatRequest([user(text, *images)], new, **options)
+
+
+def expected(model, request):
+    return model.generate(
+        request.messages,
+        request.max_new_tokens,
+        request.sampler,
+        seed=request.seed,
+        stop_strings=request.stop_strings,
+        return_logprobs=True,
+    )
+
+
+def test_answers_of_many_at_once_are_those_of_generate(engine, chat, held):
+    requests = [
+        ask(
+            "abcdefg"[: number % 5],
+            *[picture(number)] * (number % 3 == 0),
+            new=3 + number % 12,
+            sampler=SAMPLED if number % 4 == 1 else Sampler(temperature=0),
+            seed=number,
+            client=str(number % 3),
+        )
+        for number in range(8)
+    ]
+    tickets = [engine.submit(request) for request in requests]
+    held()
+    events = [list(ticket) for ticket in tickets]
+    idle(engine)
+    for request, ticket, got in zip(requests, tickets, events, strict=True):
+        text, logprobs = expected(chat, request)
+        assert "".join(event.text for event in got) == text
+        own = [logprob for event in got for logprob in event.logprobs]
+        assert len(own) == ticket.new_tokens == sum(len(event.ids) for event in got)
+        np.testing.assert_allclose(own, logprobs[0, : len(own)], atol=1e-5)
+        length = ticket.new_tokens == request.max_new_tokens
+        assert got[-1].finish_reason == "length" or not length
+
+
+def test_a_seed_gives_the_same_draws_in_any_company(engine, held):
+    request = ask(sampler=SAMPLED, seed=5)
+    others = [engine.submit(ask(text, sampler=SAMPLED, seed=9)) for text in ("a", "bc")]
+    ticket = engine.submit(request)
+    held()
+    first = ticket.result()
+    [other.result() for other in others]
+    assert engine.submit(request).result() == first
+    assert engine.submit(ask(sampler=SAMPLED, seed=6)).result() != first
+
+
+def test_stop_strings_end_an_answer(engine, chat):
+    text = engine.submit(ask("stop")).result()
+    stop = text[3:5]
+    ticket = engine.submit(ask("stop", stop_strings=(stop,)))
+    events = list(ticket)
+    assert "".join(event.text for event in events) == text[: text.index(stop)].rstrip()
+    assert events[-1].finish_reason == "stop"
+    assert ticket.new_tokens <= NEW
+
+
+def test_the_next_turn_reads_only_what_is_new(engine, chat):
+    first = ask("tell me about it", picture(1), client="a", new=4)
+    answer = engine.submit(first).result()
+    messages = [*first.messages, assistant(answer or "x"), user("and?")]
+    ticket = engine.submit(ChatRequest(messages, NEW, client="a"))
+    text = ticket.result()
+    idle(engine)
+    assert text == chat.generate(messages, NEW)
+    known = len(chat.processor.encode_prompt(first.messages).token_ids)
+    assert ticket.reused_tokens >= known - 1
+    # Another client's conversation is no help, and tells nothing.
+    other = engine.submit(ChatRequest(messages, NEW, client="b"))
+    assert other.result() == text and other.reused_tokens == 0
+
+
+def test_images_are_encoded_once(engine, chat):
+    before = chat.vision_cache.stats()["misses"]
+    for client in ("a", "b"):
+        engine.submit(ask("see", picture(77), client=client)).result()
+    assert chat.vision_cache.stats()["misses"] == before + 1
+
+
+def test_full_for_a_client_and_for_all(engine, held):
+    tickets = [engine.submit(ask(new=2, client="a")) for _ in range(6)]
+    with pytest.raises(FullError, match="6 requests of this client are open") as error:
+        engine.submit(ask(client="a"))
+    assert error.value.retry_after >= 1
+    tickets += [engine.submit(ask(new=2, client="b")) for _ in range(2)]
+    with pytest.raises(FullError, match="8 requests are waiting"):
+        engine.submit(ask(client="c"))
+    held()
+    assert len({ticket.result() for ticket in tickets}) == 1
+
+
+def test_clients_take_turns(engine, held):
+    order = []
+
+    def listener(name):
+        return lambda event: event.is_last and order.append(name)
+
+    for number in range(5):
+        engine.submit(ask(new=2, client="busy"), listener(f"busy{number}"))
+    engine.submit(ask(new=2, client="rare"), listener("rare"))
+    held()
+    wait_until(lambda: len(order) == 6)
+    assert order.index("rare") <= 1
+
+
+def test_cancelled_requests_make_room(engine, held):
+    tickets = [engine.submit(ask(new=60, client=str(k))) for k in range(ROWS + 1)]
+    for ticket in tickets[:ROWS]:
+        ticket.cancel()
+    held()
+    for ticket in tickets[:ROWS]:
+        assert [event.finish_reason for event in ticket] == ["cancelled"]
+    assert list(tickets[ROWS])[-1].finish_reason in ("stop", "length")
+
+
+def test_giving_up_an_iteration_cancels(engine):
+    events = iter(engine.submit(ask(new=64)))
+    next(events)
+    events.close()
+    before = engine.stats()["cancelled"]
+    wait_until(lambda: not engine.stats()["running"])
+    assert engine.stats()["cancelled"] >= before
+
+
+def test_time_out(engine, held, monkeypatch):
+    monkeypatch.setattr(engine, "timeout", 0.01)
+    tickets = [engine.submit(ask(new=60)) for _ in range(2)]
+    time.sleep(0.05)
+    held()
+    for ticket in tickets:
+        with pytest.raises(TimedOutError, match="No answer within 0.01 s"):
+            ticket.result()
+
+
+def test_bad_requests_are_refused_at_once(engine):
+    for request, message in (
+        (ChatRequest([]), "takes a question"),
+        (ChatRequest(["a", "b"]), "one conversation"),
+        (ChatRequest([{"role": "robot", "content": "x"}]), "robot"),
+        (ask(new=65), "max_new_tokens=65 is more than the 64 allowed"),
+        (ask("a" * 300), "prompt positions"),
+        (ask(seed=-1), "seed=-1"),
+        (ask(stop_strings=("",)), "none empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.submit(request)
+
+
+def test_an_image_that_cannot_be_decoded_fails_alone(engine, held):
+    broken = engine.submit(ask("see", png(picture(3))[:60], client="a"))
+    good = engine.submit(ask(client="b"))
+    held()
+    with pytest.raises(ValueError, match="truncated"):
+        broken.result()
+    assert good.result() is not None
+
+
+def test_a_failed_step_fails_those_on_their_way_only(engine, held, monkeypatch):
+    def fails():
+        raise RuntimeError("out of memory")
+
+    ticket = engine.submit(ask())
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._batch, "advance", fails)
+        held()
+        with pytest.raises(FailedError, match="could not be computed"):
+            ticket.result()
+    assert engine.is_alive
+    assert isinstance(engine.submit(ask()).result(), str)
+
+
+def test_random_comings_and_goings(engine, chat):
+    """Clients that join, leave early and stay get the right answers; nothing is left behind."""
+    generator = np.random.default_rng(1)
+    plans = [
+        [(int(n), bool(gone)) for n, gone in zip(lengths, leaves, strict=True)]
+        for lengths, leaves in zip(
+            generator.integers(1, 15, (3, 8)), generator.random((3, 8)) < 0.3, strict=True
+        )
+    ]
+    texts = {}
+
+    def client(name):
+        for number, (new, leaves) in enumerate(plans[name]):
+            ticket = engine.submit(ask("abcd"[name : name + 1], new=new, client=str(name)))
+            if leaves:
+                ticket.cancel()
+                list(ticket)
+            else:
+                texts[name, number] = ticket.result()
+
+    threads = [threading.Thread(target=client, args=(name,)) for name in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    idle(engine)
+    assert len(texts) == sum(not leaves for plan in plans for _, leaves in plan)
+    for (name, number), text in texts.items():
+        question = ask("abcd"[name : name + 1], new=plans[name][number][0])
+        assert text == expected(chat, question)[0]
+    assert not engine._queue._running
+
+
+def test_close_ends_all_requests(chat):
+    engine = ServingEngine(chat, 1)
+    engine._turn = lambda: time.sleep(0.01)
+    ticket = engine.submit(ask())
+    engine.close()
+    with pytest.raises(ClosedError, match="shutting down"):
+        ticket.result()
+    with pytest.raises(ClosedError, match="is closed"):
+        engine.submit(ask())
+    assert not engine.is_alive
+
+
+def test_wrong_settings(chat):
+    for options, message in (
+        ({"rows": 0}, "rows=0"),
+        ({"max_waiting": 0}, "most=0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"timeout": 0}, "timeout=0"),
+        ({"prefix_bytes": -1}, "max_bytes=-1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ServingEngine(chat, **options)
