@@ -19,6 +19,7 @@ os.environ.setdefault(
 
 import keras
 import pytest
+from browser import CHROMIUM
 
 DATA_VARIABLE = "DL_TECHNIQUES_DATA"
 
@@ -76,10 +77,10 @@ def command(monkeypatch, capfd):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests marked `data` where no data is named."""
-    if os.environ.get(DATA_VARIABLE):
-        return
-    without_data = [item for item in items if item.get_closest_marker("data")]
-    if without_data:
-        config.hook.pytest_deselected(items=without_data)
-        items[:] = [item for item in items if item not in without_data]
+    """Leave out tests marked `data` where no data is named, and `browser` where there is none."""
+    has = {"data": os.environ.get(DATA_VARIABLE), "browser": CHROMIUM}
+    missing = [name for name, found in has.items() if not found]
+    left_out = [i for i in items if any(i.get_closest_marker(name) for name in missing)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

@@ -3,16 +3,14 @@
 import base64
 import io
 import json
-import shutil
 import threading
 
 import pytest
+from browser import CHROMIUM
 from PIL import Image
+from playwright import sync_api
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("There is no Chromium here.", allow_module_level=True)
+pytestmark = pytest.mark.browser
 
 ANSWER = """# Two *things*
 
