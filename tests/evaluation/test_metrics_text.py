@@ -152,6 +152,7 @@ def test_chartqa_splits():
         ("abxy", "abcd", 0.0),  # A distance of the threshold.
         ("abcxy", "abcde", 0.6),
         ("two  Cats ", ["dogs", "two cats"], 1.0),
+        ("abcdefgh", "abcde", 0.625),  # The longer text counts.
         ("", "a", 0.0),
         ("", "", 1.0),
     ],

@@ -82,6 +82,7 @@ def test_pope_has_no_order(pairs, random):
         ("Y", "yes"),
         ("x", None),
         ("know", "no"),
+        ("xyes", "yes"),
         ("I say yes", None),
         ("not", "no"),
     ],
