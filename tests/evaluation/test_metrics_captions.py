@@ -58,6 +58,9 @@ def test_cider_by_hand():
     # Of one n-gram each: "cat" is in one of two pictures and weighs log 2, the cosine is 1 where
     # the words are equal; the orders 2 to 4 are empty.
     assert cider_scores(["cat", "dog"], [["cat"], ["bird"]]).tolist() == [2.5, 0.0]
+    # The second "cat" does not count, but makes the vector twice as long: half the cosine.
+    twice = cider_scores(["cat cat", "dog"], [["cat"], ["bird"]])[0]
+    assert twice == pytest.approx(1.25 * np.exp(-1 / 72))
 
 
 def test_bleu_is_that_of_pycocoevalcap():

@@ -64,7 +64,9 @@ def test_mmmu_takes_the_last_of_the_best_marked(prediction, chosen):
     assert mmmu_accuracy(prediction, chosen.lower(), ANIMALS) == 1.0
 
 
-@pytest.mark.parametrize("prediction", ["b", "this is a bird", "", "no idea at all what this may be"])
+@pytest.mark.parametrize(
+    "prediction", ["b", "this is a bird", "", "no idea at all what this may be"]
+)
 def test_mmmu_draws_by_its_seed_where_nothing_is_named(prediction):
     drawn = [mmmu_choice(prediction, ANIMALS, seed) for seed in range(60)]
     assert drawn == [mmmu_choice(prediction, ANIMALS, seed) for seed in range(60)]
@@ -139,6 +141,8 @@ def test_likeliest_choice():
         ("The total is 1,000 dollars", "1000", 1.0),
         ("First 7.\nTherefore x = 9", "9", 1.0),
         ("First 7.\nTherefore x = 9", "7", 0.0),  # Not the end of a key sentence.
+        ("it is 7\nx = 9", "9", 1.0),
+        ("x = 7\nso it is 9", "7", 0.0),  # "=" counts in the last sentence alone.
         ("The capital is Paris", ["Rome", "paris"], 1.0),
         ("cat", "a", 0.0),  # A lone letter needs a blank beside it.
         ("plan a", "a", 1.0),
@@ -155,6 +159,7 @@ def test_mmmu_open(prediction, answers, value):
         ("14", "integer", {}, "14"),
         ("The number missing is 14.", "integer", {}, "14"),
         ("The answer is 7 since 3 + 4 = 7 < 9", "integer", {}, "7"),
+        ("3 + 4 = 7", "integer", {}, "7"),
         ("1,200", "integer", {}, "1200"),
         ("3.0", "integer", {}, "3"),
         ("none", "integer", {}, None),
