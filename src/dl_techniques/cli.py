@@ -1,4 +1,4 @@
-"""The command line: `dl-techniques train | generate | convert | info | plan | bench | data`."""
+"""The command line: `dl-techniques train | generate | evaluate | compare | convert | ...`."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dl_techniques.cli_evaluation import compare, evaluate
 from dl_techniques.cli_planning import bench, plan
 from dl_techniques.utils.compilation_cache import keep_compiled_programs
 from dl_techniques.utils.logger import logger
@@ -91,14 +92,9 @@ def convert(
 
 
 def _load(source: str, **options):
-    """Return the model, or the part of one, of a training run or of any other source."""
-    from dl_techniques.checkpoints.converting import load_any
-    from dl_techniques.models.nano_vlm import NanoVLM
-    from dl_techniques.training.run_folder import is_run, load_checkpoint
+    from dl_techniques.training.run_folder import load_model
 
-    if is_run(source):
-        return load_checkpoint(source)[0]
-    return load_any(source, NanoVLM, **options)
+    return load_model(source, **options)
 
 
 @app.command()
@@ -134,6 +130,8 @@ def info(
 
 
 app.command()(plan)
+app.command()(evaluate)
+app.command()(compare)
 app.add_typer(bench, name="bench")
 
 data = typer.Typer(no_args_is_help=True, help="Look at data sets.")
