@@ -1,9 +1,12 @@
 """What `dl-techniques evaluate` does: bars while it asks, then tables and a page."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,7 +20,6 @@ from dl_techniques.evaluation.run import (
     answer_task,
     collect,
     task_records,
-    weights_digest,
 )
 
 
@@ -82,6 +84,17 @@ def run_evaluation(
         }
         write_page(folder / "report.html", evaluation_page(f"Evaluation of {name}", pages))
     return finished
+
+
+def weights_digest(model) -> str:
+    """Return a digest of a model's weights, by which its answers are told from others'."""
+    digest = hashlib.blake2b(digest_size=16)
+    for weight in model.weights:
+        path = weight.path.removeprefix(f"{model.name}/")
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight.value))
+        digest.update(f"{path} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
 
 
 def results_table(results: Mapping[str, dict[str, Any]]) -> Table:

@@ -1,15 +1,11 @@
 """Runs benchmarks: asks a model what it has not answered yet, and sums up what it has."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import keras
-import numpy as np
 
 from dl_techniques.evaluation.asking import generated_answers, likeliest_letters, prompt_message
 from dl_techniques.evaluation.data import Questions
@@ -64,7 +60,7 @@ def answer_task(
         questions: See `open_questions`.
         folder: Gets `TASK/predictions.jsonl`, or one file per process.
         settings: How to ask.
-        digest: Of the model's weights; see `weights_digest`.
+        digest: Of the model's weights; see `command.weights_digest`.
         blank_images: Ask without the pictures.
         advance: Is told how many rows are done.
 
@@ -224,14 +220,3 @@ def collect(
     staged.write_text(json.dumps(whole, indent=1, ensure_ascii=False), encoding="utf-8")
     staged.replace(path)
     return results
-
-
-def weights_digest(model) -> str:
-    """Return a digest of a model's weights, by which its answers are told from others'."""
-    digest = hashlib.blake2b(digest_size=16)
-    for weight in model.weights:
-        path = weight.path.removeprefix(f"{model.name}/")
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight.value))
-        digest.update(f"{path} {value.dtype} {value.shape}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
