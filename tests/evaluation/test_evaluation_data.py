@@ -84,8 +84,8 @@ def test_rows_that_training_held_out(tmp_path):
 
 
 def test_parquet_files_hold_their_pictures(tmp_path):
-    features = {"image": datasets.Image(), **{k: datasets.Value("string") for k in
-                ("id", "question_id", "question", "answer", "image_source", "category")}}  # fmt: skip
+    names = ("id", "question_id", "question", "answer", "image_source", "category")
+    features = {name: datasets.Value("string") for name in names} | {"image": datasets.Image()}
     rows = [{**ROWS["pope"][0], "id": str(k)} for k in range(3)]
     data = datasets.Dataset.from_list(rows, features=datasets.Features(features))
     (tmp_path / "pope").mkdir()
