@@ -8,7 +8,7 @@ import typer
 
 def evaluate(
     model: Annotated[str, typer.Option(help="Training run, preset folder, or hf://owner/name.")],
-    tasks: Annotated[str, typer.Option(help="Benchmarks, as pope,mmstar.")],
+    tasks: Annotated[str, typer.Option(help="Benchmarks and guards, as pope,mmstar,mmlu.")],
     data: Annotated[
         str | None,
         typer.Option(help="Folder or file, or hf://owner/name; none: the benchmarks' own places."),
@@ -43,9 +43,10 @@ def evaluate(
     ] = None,
 ):
     """Score a model on benchmarks; a run that was stopped goes on where it was."""
-    from dl_techniques.evaluation.command import run_evaluation
+    from dl_techniques.evaluation.command import run_evaluation, run_text_guards
     from dl_techniques.evaluation.data import open_questions
     from dl_techniques.evaluation.run import RunSettings
+    from dl_techniques.evaluation.text_guards import GUARDS
     from dl_techniques.training.run_folder import load_model
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
@@ -55,11 +56,15 @@ def evaluate(
         raise ValueError("--held-out and --limit exclude each other.")
     settings = RunSettings(batch_size, suffix, max_new_tokens, likelihood, parse_shard(shard))
     questions = {}
-    for name in names:
+    guards = [name for name in names if name in GUARDS]
+    for name in (name for name in names if name not in GUARDS):
         opened = open_questions(name, data, split, images).limited(limit)
         questions[name] = opened if held_out is None else opened.held_out(held_out, seed)
     loaded = load_model(model, tokenizer=tokenizer)
-    run_evaluation(loaded, model, questions, output, settings, blind, report)
+    if questions:
+        run_evaluation(loaded, model, questions, output, settings, blind, report)
+    if guards:
+        run_text_guards(loaded, model, guards, output, batch_size, limit)
 
 
 def compare(

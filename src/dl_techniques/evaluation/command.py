@@ -1,7 +1,7 @@
 """What `dl-techniques evaluate` does: bars while it asks, then tables and a page."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from dl_techniques.evaluation.run import (
     RunSettings,
     answer_task,
     collect,
+    merge_results,
     task_records,
 )
+from dl_techniques.evaluation.text_guards import run_guards
 
 
 def run_evaluation(
@@ -84,6 +86,36 @@ def run_evaluation(
         }
         write_page(folder / "report.html", evaluation_page(f"Evaluation of {name}", pages))
     return finished
+
+
+def run_text_guards(
+    model, name: str, guards: Sequence[str], folder: Path, batch_size: int, limit: int | None
+) -> None:
+    """Run text-only guards, add them to `results.json` and show a table.
+
+    Args:
+        model: A `VisionLanguageModel` with its processor.
+        name: What the results call it.
+        guards: Of `text_guards.GUARDS`.
+        folder: Gets the results.
+        batch_size: Requests at a time.
+        limit: So many questions of each.
+
+    Raises:
+        ValueError: for an unknown guard, or a model without a processor.
+        ImportError: if lm-evaluation-harness is not installed.
+    """
+    found = run_guards(model, guards, batch_size, limit)
+    origin = {"model": name, "checkpoint": weights_digest(model)}
+    merge_results(folder, origin, {"guards": found})
+    table = _table("guard", "score", "95 % interval")
+    for guard, figure in found.items():
+        table.add_row(
+            guard,
+            _share(figure["value"]),
+            f"{_share(figure['low'])} - {_share(figure['high'])}",
+        )
+    print_table(table)
 
 
 def weights_digest(model) -> str:

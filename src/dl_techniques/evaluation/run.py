@@ -211,12 +211,24 @@ def collect(
         "max_new_tokens": settings.max_new_tokens or questions.benchmark.max_new_tokens,
         "likelihood": settings.likelihood,
     }
+    merge_results(folder, origin, {"tasks": {task: results}}, settings.shard[0])
+    return results
+
+
+def merge_results(folder: Path, origin: dict[str, Any], parts: dict[str, dict], index: int = 0):
+    """Add results to `results.json`; those of other tasks stay.
+
+    Args:
+        folder: Where it is.
+        origin: `model` and `checkpoint`.
+        parts: "tasks" and "guards" -> name -> results.
+        index: This process' number: others may write at the same time.
+    """
     path = folder / RESULTS_FILE
-    whole = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"tasks": {}}
-    tasks = {**whole["tasks"], task: results}
-    whole = {**origin, "versions": versions(), "tasks": tasks}
-    # Another process may write the same at the same time.
-    staged = path.with_suffix(f".{settings.shard[0]}.tmp")
+    whole = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    merged = {key: {**whole.get(key, {}), **parts.get(key, {})} for key in ("tasks", "guards")}
+    whole = {**origin, "versions": versions(), **merged}
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = path.with_suffix(f".{index}.tmp")
     staged.write_text(json.dumps(whole, indent=1, ensure_ascii=False), encoding="utf-8")
     staged.replace(path)
-    return results
