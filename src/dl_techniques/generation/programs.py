@@ -85,7 +85,8 @@ def advance(model, tokens, cache, mask, slot):
 def score(model, logits, ids, cache, mask, start):
     """Return the log-probability of each of int32[B, T] ids given all before it, float32[B, T].
 
-    With it bool[B, T]: whether no other id is likelier. `logits` float32[B, V] are what `prefill` returned, `start` is the slot of the first id.
+    With it bool[B, T]: whether no other id is likelier. `logits` float32[B, V] are what `prefill`
+    returned, `start` is the slot of the first id.
     """
     later, _ = model.language_decoder(
         ids, attention_mask=mask, cache=cache, cache_index=start, return_hidden=True
