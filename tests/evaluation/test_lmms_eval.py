@@ -1,6 +1,5 @@
 """The plug-in of lmms-eval: with the package where it is installed, else with a stand-in."""
 
-import abc
 import importlib.metadata
 import sys
 import tomllib
@@ -23,7 +22,7 @@ def harness(monkeypatch):
         importlib.metadata.version("lmms_eval")
     except importlib.metadata.PackageNotFoundError:
 
-        class lmms(abc.ABC):  # noqa: N801
+        class lmms:
             def __init__(self):
                 self.task_dict = {}
 
