@@ -54,9 +54,11 @@ def evaluate(
         raise ValueError("--tasks names no benchmark.")
     if held_out is not None and limit is not None:
         raise ValueError("--held-out and --limit exclude each other.")
+    guards = [name for name in names if name in GUARDS]
+    if guards and shard != "0/1":
+        raise ValueError(f"{', '.join(guards)} cannot be shared: leave out --shard.")
     settings = RunSettings(batch_size, suffix, max_new_tokens, likelihood, parse_shard(shard))
     questions = {}
-    guards = [name for name in names if name in GUARDS]
     for name in (name for name in names if name not in GUARDS):
         opened = open_questions(name, data, split, images).limited(limit)
         questions[name] = opened if held_out is None else opened.held_out(held_out, seed)

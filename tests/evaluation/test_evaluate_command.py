@@ -113,6 +113,7 @@ def test_weights_are_told_apart(model):
         (["--tasks", "easy_vqa"], "give its folder with --data"),
         (["--tasks", "shapes", "--shard", "2/2"], "got 2 of 2"),
         (["--tasks", "shapes", "--shard", "half"], "--shard is i/n, as 0/4, got 'half'"),
+        (["--tasks", "shapes,mmlu", "--shard", "0/2"], "mmlu cannot be shared"),
         (["--tasks", "shapes", "--limit", 3, "--held-out", 0.1], "exclude each other"),
     ],
 )

@@ -121,7 +121,7 @@ def test_the_hub_is_where_nothing_else_is_said(hub):
         ("lmms-lab/GQA", "testdev_balanced_instructions", "testdev"),
         ("lmms-lab/GQA", "testdev_balanced_images", "testdev"),
     ]
-    assert questions.name == "hf://lmms-lab/GQA"
+    assert questions.name == "hf://lmms-lab/GQA, testdev"
     assert load_image(questions[0][0].images[0]).size == (3, 6)
     with pytest.raises(ValueError, match="row 3: there is no picture of the id 'n5'"):
         questions[2]

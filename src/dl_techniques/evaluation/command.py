@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dl_techniques.evaluation.compare import TaskComparison
 from dl_techniques.evaluation.data import Questions
-from dl_techniques.evaluation.report import evaluation_page, write_page
+from dl_techniques.evaluation.report import evaluation_page
 from dl_techniques.evaluation.run import (
     RunSettings,
     answer_task,
@@ -84,7 +84,8 @@ def run_evaluation(
             task: (found, task_records(folder, task), questions[task])
             for task, found in finished.items()
         }
-        write_page(folder / "report.html", evaluation_page(f"Evaluation of {name}", pages))
+        page = evaluation_page(f"Evaluation of {name}", pages)
+        (folder / "report.html").write_text(page, encoding="utf-8")
     return finished
 
 

@@ -25,7 +25,7 @@ class Questions:
     Args:
         benchmark: A row of the table.
         rows: What holds the rows; see `row_files`.
-        name: Where they are from, for people.
+        name: Where they are from; answers to others are not mixed with theirs.
         find: Image that a row names -> its source. Default: the rows know.
         chosen: The numbers of the rows that are asked. Default: all.
     """
@@ -115,7 +115,7 @@ def open_questions(
     if task == "shapes":
         if data is not None or images is not None:
             raise ValueError("The questions about shapes are generated: give no data.")
-        return Questions(benchmark, _Shapes(split), "generated")
+        return Questions(benchmark, _Shapes(split), f"generated, {split}")
     if data is None and benchmark.place is None:
         raise ValueError(f"{task} is no data set of the hub: give its folder with --data.")
     place = benchmark.place if data is None else _local(str(data), task)
@@ -124,7 +124,7 @@ def open_questions(
     find = None if images is None else ImagePlace.at(images).find
     if on_hub and images is None and benchmark.images_config is not None:
         find = _HubPictures(place, benchmark.images_config, split).find
-    return Questions(benchmark, rows, place, find)
+    return Questions(benchmark, rows, f"{place}, {split}", find)
 
 
 def _local(data: str, task: str) -> str:

@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dl_techniques.datasets.inspection_page import images_html
@@ -53,11 +52,6 @@ def evaluation_page(
         parts.append(_categories(results))
         parts += [_card(record, questions) for record in shown_records(records)]
     return _PAGE.format(title=html.escape(title), body="\n".join(parts))
-
-
-def write_page(path: str | Path, page: str) -> None:
-    """Write a page."""
-    Path(path).write_text(page, encoding="utf-8")
 
 
 def shown_records(records: Sequence[Record]) -> list[Record]:

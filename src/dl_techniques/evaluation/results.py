@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dl_techniques.evaluation.benchmarks import Benchmark
-from dl_techniques.evaluation.intervals import Interval, bootstrap_interval
+from dl_techniques.evaluation.intervals import bootstrap_interval
 from dl_techniques.evaluation.predictions import Record
 
 _PACKAGES = ("dl_techniques", "keras", "jax", "tensorflow", "torch", "numpy", "pillow")
@@ -86,8 +86,3 @@ def read_results(path: str | Path) -> dict[str, Any]:
     if not isinstance(results, dict) or not isinstance(results.get("tasks"), dict):
         raise ValueError(f"{path} has no 'tasks': it is no results.json of `evaluate`.")
     return results
-
-
-def as_interval(figure: dict[str, float]) -> Interval:
-    """Return a figure of `summarise`."""
-    return Interval(figure["value"], figure["low"], figure["high"])
