@@ -90,6 +90,11 @@ def test_the_package_alone_loads_nothing():
     assert not {"keras", "numpy", *BACKENDS} & set(modules)
 
 
+def test_metrics_need_no_keras():
+    code = "from dl_techniques.evaluation import intervals, metrics\nprint(*sys.modules)"
+    assert "dl_techniques.evaluation.metrics" in run_python(code, absent=("keras", *BACKENDS))
+
+
 @pytest.mark.parametrize("package", ["preprocessing", "datasets"])
 def test_text_images_and_readers_need_no_keras(package):
     code = f"""

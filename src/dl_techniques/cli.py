@@ -1,4 +1,4 @@
-"""The command line: `dl-techniques train | generate | chat | serve | convert | info | ...`."""
+"""The command line: `dl-techniques train | generate | chat | serve | evaluate | convert | ...`."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dl_techniques.cli_evaluation import compare, evaluate
 from dl_techniques.cli_loading import load_source
 from dl_techniques.cli_planning import bench, plan
 from dl_techniques.cli_serving import chat, serve
@@ -127,6 +128,8 @@ def info(
 app.command()(chat)
 app.command()(serve)
 app.command()(plan)
+app.command()(evaluate)
+app.command()(compare)
 app.add_typer(bench, name="bench")
 
 data = typer.Typer(no_args_is_help=True, help="Look at data sets.")

@@ -8,13 +8,9 @@ def load_source(source: str, **options):
         source: Folder of a run, preset folder, file or hf://owner/name.
         **options: See `load_any`; a run has all of its own.
     """
-    from dl_techniques.checkpoints.converting import load_any
-    from dl_techniques.models.nano_vlm import NanoVLM
-    from dl_techniques.training.run_folder import is_run, load_checkpoint
+    from dl_techniques.training.run_folder import load_model
 
-    if is_run(source):
-        return load_checkpoint(source)[0]
-    return load_any(source, NanoVLM, **options)
+    return load_model(source, **options)
 
 
 def load_answering(source: str, tokenizer: str | None = None):

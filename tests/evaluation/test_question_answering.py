@@ -8,9 +8,9 @@ from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.question_answering import (
     AnsweredQuestion,
     answer_questions,
-    exact_match,
     message_text,
     prompt_batch,
+    share_correct,
 )
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 
@@ -35,20 +35,20 @@ def test_an_answer_is_right_if_it_equals_a_reference(answer, references, correct
     assert answered(answer, *references).correct is correct
 
 
-def test_exact_match_counts_kinds_apart():
+def test_share_correct_counts_kinds_apart():
     items = [
         answered("2", "2", kind="count"),
         answered("3", "2", kind="count"),
         answered("red", "red", kind="colour"),
         answered("no", "yes", kind="count"),
     ]
-    found = exact_match(items)
+    found = share_correct(items)
     assert found == {"all": (0.5, 4), "count": (1 / 3, 3), "colour": (1.0, 1)}
     assert list(found)[0] == "all"
 
 
-def test_exact_match_of_one_nameless_kind_is_one_row():
-    assert exact_match([answered("a", "a"), answered("b", "a")]) == {"all": (0.5, 2)}
+def test_share_correct_of_one_nameless_kind_is_one_row():
+    assert share_correct([answered("a", "a"), answered("b", "a")]) == {"all": (0.5, 2)}
 
 
 def test_message_text_joins_parts():

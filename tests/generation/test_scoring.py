@@ -52,6 +52,10 @@ def test_greedy_answers_have_the_scores_that_generation_gave(models):
     ids, logprobs = model.generate(prompts, 5, return_logprobs=True)
     scores = model.score(prompts, ids.tolist())
     np.testing.assert_allclose([score.tokens for score in scores], logprobs, atol=1e-5)
+    assert all(score.greedy for score in scores)
+    other = ids.copy()
+    other[:, -1] = (other[:, -1] + 1) % 30
+    assert not any(score.greedy for score in model.score(prompts, other.tolist()))
 
 
 def test_texts_include_the_end_of_the_answer(chat):

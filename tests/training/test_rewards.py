@@ -3,9 +3,8 @@
 import pytest
 
 from dl_techniques.datasets.row_fields import choice_question
+from dl_techniques.evaluation.metrics import choice_letter, exact_match
 from dl_techniques.training.rewards import (
-    choice_letter,
-    exact_reward,
     multiple_choice_reward,
     numeric_reward,
     parse_number,
@@ -27,7 +26,7 @@ from dl_techniques.training.rewards import (
     ],
 )
 def test_exact(answer, target, reward):
-    assert exact_reward(answer, target) == reward
+    assert exact_match(answer, target) == reward
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,10 @@ class HubRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._dataset[index]
 
+    def column(self, name: str) -> list[Any]:
+        """Returns a field of all rows."""
+        return self._dataset[name][:]
+
     def where(self, index: int) -> str:
         """Returns where a row is, for error messages."""
         return f"{self._name}, row {index + 1}"

@@ -84,12 +84,13 @@ def _card(sample: Mapping[str, Any], rows: list[Row], processor: VQADataProcesso
     if len(rows) > _MOST_ROWS:
         texts.append(f"<p><i>[{len(rows) - _MOST_ROWS:,} more rows]</i></p>")
     return (
-        f'<section><h3>{name}</h3><div class="sample">{_images_html(own_images(rows))}'
+        f'<section><h3>{name}</h3><div class="sample">{images_html(own_images(rows))}'
         f'<div class="texts">{"".join(texts)}</div></div></section>'
     )
 
 
-def _images_html(images: list[Any]) -> str:
+def images_html(images: list[Any]) -> str:
+    """Return some images as HTML, each small and inside of the page."""
     if not images:
         return ""
     pieces = [_image_html(image) for image in images[:_MOST_IMAGES]]

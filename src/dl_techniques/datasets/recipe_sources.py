@@ -8,7 +8,7 @@ from dl_techniques.datasets.hub_rows import PREFIX
 from dl_techniques.datasets.mixture_recipes import check_recipe
 from dl_techniques.datasets.sources import Source, StreamingSource, open_source
 
-_SUFFIXES = (".parquet", ".tar", ".jsonl", ".json", ".csv", ".tsv", ".txt")
+SUFFIXES = (".parquet", ".tar", ".jsonl", ".json", ".csv", ".tsv", ".txt")
 Images = Mapping[str, str | Path]
 
 
@@ -141,7 +141,7 @@ def open_folder(
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
         raise ValueError(
             f"'{folder}' lacks the sources {missing}: expected a folder of that name for each, or "
-            f"a file that ends in one of {list(_SUFFIXES)}; found {there}."
+            f"a file that ends in one of {list(SUFFIXES)}; found {there}."
         )
     several = {name: [path.name for path in found] for name, found in places.items() if found[1:]}
     if several:
@@ -156,7 +156,7 @@ def _places(folder: Path, name: str) -> list[Path]:
     if (folder / name).exists():
         return [folder / name]
     return [
-        folder / f"{name}{suffix}" for suffix in _SUFFIXES if (folder / f"{name}{suffix}").is_file()
+        folder / f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()
     ]
 
 

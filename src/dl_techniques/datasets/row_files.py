@@ -210,12 +210,12 @@ class TextRows(_SpanRows):
 class JoinedRows:
     """Rows of several files, one after the other.
 
-    Args:
+    Attributes:
         parts: what holds the rows of each file.
     """
 
     def __init__(self, parts: Sequence[FileRows]):
-        self._parts = list(parts)
+        self.parts = list(parts)
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
         self.block_ends = None
         if all(part.block_ends is not None for part in parts):
@@ -224,7 +224,7 @@ class JoinedRows:
             self.block_ends = np.concatenate(ends)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self._parts else 0
+        return int(self._ends[-1]) if self.parts else 0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         part, inside = self._find(index)
@@ -247,7 +247,7 @@ class JoinedRows:
 
     def _find(self, index: int) -> tuple[FileRows, int]:
         number = int(np.searchsorted(self._ends, index, side="right"))
-        return self._parts[number], index - (int(self._ends[number - 1]) if number else 0)
+        return self.parts[number], index - (int(self._ends[number - 1]) if number else 0)
 
 
 def read_span(path: str | Path, start: int, end: int) -> bytes:

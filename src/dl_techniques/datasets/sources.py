@@ -211,39 +211,77 @@ def open_source(
         check_schema(schema, schema_options)
     place = None if images is None else ImagePlace.at(images)
     on_hub = {"config": config, "revision": revision, "data_files": data_files}
-    name = str(name_or_path)
-    if name.startswith(PREFIX):
-        if annotations is not None:
-            raise ValueError(f"annotations belong to a local file of questions, not to '{name}'.")
-        dataset = load_hub(name, split, streaming, **on_hub)
-        short = name.rpartition("/")[2]
-        if streaming:
-            columns = dataset.column_names or next(iter(dataset), {})
-            schema = schema or detect_schema(columns)
-            return StreamingSource(dataset, schema, short, place, schema_options)
-        rows: Any = HubRows(dataset, name)
-        schema = schema or detect_schema(rows.columns)
-    else:
-        given = sorted(key for key, value in on_hub.items() if value is not None)
-        if given or streaming:
-            raise ValueError(
-                f"{given or 'streaming'} belongs to a data set on the hub ('hf://owner/name'), "
-                f"not to '{name}'."
-            )
-        path = Path(name_or_path)
-        short = path.stem if path.is_file() else path.resolve().name
-        parts = [part for part in _open_files(path, split, annotations) if len(part)]
-        if not parts:
-            raise ValueError(f"'{name}' has no rows.")
-        schema = schema or _told_schema(parts)
-        rows = parts[0] if len(parts) == 1 else JoinedRows(parts)
+    if streaming:
+        return _open_stream(name_or_path, schema, split, place, annotations, on_hub, schema_options)
+    rows, short = open_rows(name_or_path, split, annotations=annotations, **on_hub)
+    schema = schema or _told_schema(rows)
     return Source(rows, schema, short, place, schema_options)
 
 
-def _told_schema(parts: list[FileRows]) -> str:
-    """Returns the schema of files, which must be one; their first rows may differ."""
+def open_rows(
+    name_or_path: str | Path,
+    split: str = "train",
+    *,
+    annotations: str | Path | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    data_files: Any = None,
+) -> tuple[Any, str]:
+    """Opens the rows of a data set, whatever their layout is, without reading them.
+
+    Returns:
+        (what holds the rows, see `row_files`; the data set's short name).
+
+    Raises:
+        ValueError: nothing is found, or an option does not belong here.
+        ImportError: a package is missing for this kind of source.
+        ConnectionError: the hub cannot be reached.
+    """
+    on_hub = {"config": config, "revision": revision, "data_files": data_files}
+    name = str(name_or_path)
+    if name.startswith(PREFIX):
+        _refuse_annotations(annotations, name)
+        return HubRows(load_hub(name, split, False, **on_hub), name), name.rpartition("/")[2]
+    given = sorted(key for key, value in on_hub.items() if value is not None)
+    if given:
+        raise _not_on_hub(given, name)
+    path = Path(name_or_path)
+    parts = [part for part in _open_files(path, split, annotations) if len(part)]
+    if not parts:
+        raise ValueError(f"'{name}' has no rows.")
+    short = path.stem if path.is_file() else path.resolve().name
+    return parts[0] if len(parts) == 1 else JoinedRows(parts), short
+
+
+def _open_stream(
+    name_or_path, schema, split, place, annotations, on_hub, options
+) -> StreamingSource:
+    name = str(name_or_path)
+    if not name.startswith(PREFIX):
+        raise _not_on_hub("streaming", name)
+    _refuse_annotations(annotations, name)
+    dataset = load_hub(name, split, True, **on_hub)
+    schema = schema or detect_schema(dataset.column_names or next(iter(dataset), {}))
+    return StreamingSource(dataset, schema, name.rpartition("/")[2], place, options)
+
+
+def _refuse_annotations(annotations, name: str):
+    if annotations is not None:
+        raise ValueError(f"annotations belong to a local file of questions, not to '{name}'.")
+
+
+def _not_on_hub(what: Any, name: str) -> ValueError:
+    return ValueError(
+        f"{what} belongs to a data set on the hub ('hf://owner/name'), not to '{name}'."
+    )
+
+
+def _told_schema(rows: Any) -> str:
+    """Returns the schema of rows, which must be one; the first rows of files may differ."""
+    if isinstance(rows, HubRows):
+        return detect_schema(rows.columns)
     told: dict[str, Path] = {}
-    for part in parts:
+    for part in rows.parts if isinstance(rows, JoinedRows) else [rows]:
         own = "csv" if isinstance(part, CsvRows) else "jsonl"
         try:
             told.setdefault(detect_schema(part.columns, own), part.path)

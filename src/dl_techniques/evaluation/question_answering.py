@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dl_techniques.datasets.samples import question_ids
+from dl_techniques.evaluation.metrics import exact_match
 from dl_techniques.preprocessing.chat_template import decode_answer
 from dl_techniques.preprocessing.messages import message_parts
 
@@ -26,8 +27,8 @@ class AnsweredQuestion:
 
     @property
     def correct(self) -> bool:
-        """Whether the answer equals a reference, ignoring case and the width of blanks."""
-        return _canonical(self.answer) in {_canonical(r) for r in self.references}
+        """Whether the answer equals a reference; see `metrics.exact_match`."""
+        return bool(exact_match(self.answer, self.references))
 
 
 def answer_questions(
@@ -105,7 +106,7 @@ def prompt_batch(
     return inputs
 
 
-def exact_match(answered: list[AnsweredQuestion]) -> dict[str, tuple[float, int]]:
+def share_correct(answered: list[AnsweredQuestion]) -> dict[str, tuple[float, int]]:
     """Return kind -> (share of correct answers, number of questions); "all" comes first."""
     groups = {"all": answered}
     for item in answered:
@@ -144,7 +145,3 @@ def sample_questions(sample: dict) -> list[dict]:
 def _images(messages: list[dict]) -> list[Any]:
     parts = [part for message in messages for part in message_parts(message, "a message")]
     return [value for kind, value in parts if kind == "image"]
-
-
-def _canonical(text: str) -> str:
-    return " ".join(text.lower().split())

@@ -83,9 +83,10 @@ def advance(model, tokens, cache, mask, slot):
 
 
 def score(model, logits, ids, cache, mask, start):
-    """Return float32[B, T]: the log-probability of each of int32[B, T] ids given all before it.
+    """Return the log-probability of each of int32[B, T] ids given all before it, float32[B, T].
 
-    `logits` float32[B, V] are what `prefill` returned, `start` is the slot of the first id.
+    With it bool[B, T]: whether no other id is likelier. `logits` float32[B, V] are what `prefill`
+    returned, `start` is the slot of the first id.
     """
     later, _ = model.language_decoder(
         ids, attention_mask=mask, cache=cache, cache_index=start, return_hidden=True
@@ -93,7 +94,7 @@ def score(model, logits, ids, cache, mask, start):
     later = _logits(model, later[:, :-1])
     logits = ops.concatenate([ops.expand_dims(logits, 1), later], axis=1)
     chosen = ops.take_along_axis(logits, ops.expand_dims(ids, 2), axis=2)[..., 0]
-    return chosen - ops.logsumexp(logits, axis=-1)
+    return chosen - ops.logsumexp(logits, axis=-1), chosen >= ops.max(logits, axis=-1)
 
 
 def choose(model, logits, state: dict, i, options: dict, choice: Choice) -> dict:

@@ -18,10 +18,12 @@ class Score:
     Attributes:
         total: The sum over its tokens.
         tokens: float32[n], of each token given all before it.
+        greedy: Whether each token is the likeliest: greedy decoding would give the answer.
     """
 
     total: float
     tokens: np.ndarray
+    greedy: bool
 
 
 def score(model, inputs, answers) -> list[Score]:
@@ -47,14 +49,15 @@ def score(model, inputs, answers) -> list[Score]:
     pad_id = 1 if model.image_token_id == 0 else 0
     reading = engine.read(prompts.batch(engine, model), longest, pad_id)
     ids = pad_to(ids, reading.mask.shape[0], 0)
-    scores = engine.programs.score(
+    scores, likeliest = engine.programs.score(
         reading.logits, ids, reading.cache, reading.mask, np.int32(reading.start)
     )
-    scores = ops.convert_to_numpy(scores)
+    scores, likeliest = ops.convert_to_numpy(scores), ops.convert_to_numpy(likeliest)
     results = []
-    for row, answer in zip(scores, answers, strict=False):
+    for row, best, answer in zip(scores, likeliest, answers, strict=False):
         tokens = np.array(row[: len(answer)], "float32")
-        results.append(Score(float(tokens.sum(dtype="float64")), tokens))
+        greedy = bool(best[: len(answer)].all())
+        results.append(Score(float(tokens.sum(dtype="float64")), tokens, greedy))
     return results
 
 

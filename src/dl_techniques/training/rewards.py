@@ -1,9 +1,10 @@
 """Rewards of answers that can be checked: exact, numeric and multiple-choice; each 0.0 or 1.0."""
 
-import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from dl_techniques.evaluation.metrics import choice_letter, exact_match
 
 TOLERANCE = 0.05  # Of ChartQA's relaxed accuracy, https://arxiv.org/abs/2203.10244.
 
@@ -12,20 +13,7 @@ _NUMBER = re.compile(
     r"(?P<exponent>e[+-]?\d{1,2})?\s*(?P<percent>%?)\.?",
     re.IGNORECASE,
 )
-# A letter alone, with or without its marks, before a text or not: "b", "(B)", "B.", "B) a cat".
-_LETTER = r"\(\s*([A-Za-z])\s*\)|\b([A-Za-z])(?=[).:](?:\s|$))|\b([A-Za-z])(?=\s*[.!]?\s*$)"
-_WHOLE = re.compile(r"\(?\s*([A-Za-z])\s*[).:]?")
-_LEADING = re.compile(r"(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])[).:](?=\s))")
-_STATED = re.compile(
-    rf"\b(?:answer|choice|option)\b(?:\s+(?:is|would\s+be))?\s*:?\s*(?:{_LETTER})", re.IGNORECASE
-)
-_BRACKETED = re.compile(r"\(\s*([A-Z])\s*\)")
 _CHOICE_LINE = re.compile(r"^\s*\(?([A-Z])[).:]\s+\S", re.MULTILINE)
-
-
-def exact_reward(answer: str, target: str) -> float:
-    """Return 1.0 if the texts are equal but for case and the width of blanks."""
-    return float(_canonical(answer) == _canonical(target))
 
 
 def numeric_reward(answer: str, target: str) -> float:
@@ -39,7 +27,7 @@ def numeric_reward(answer: str, target: str) -> float:
     """
     wanted, given = parse_number(target), parse_number(answer)
     if wanted is None:
-        raise ValueError(f"The target {target!r} is no number: use exact_reward.")
+        raise ValueError(f"The target {target!r} is no number: use exact_match.")
     if given is None:
         return 0.0
     # A hair of room: |0.95 - 1| / 1 is a little more than 0.05 in binary.
@@ -54,7 +42,7 @@ def multiple_choice_reward(answer: str, target: str) -> float:
     """
     wanted = choice_letter(target)
     if wanted is None:
-        raise ValueError(f"The target {target!r} names no letter: use exact_reward.")
+        raise ValueError(f"The target {target!r} names no letter: use exact_match.")
     return float(choice_letter(answer) == wanted)
 
 
@@ -66,22 +54,6 @@ def parse_number(text: str) -> float | None:
     number = float(found["digits"].replace(",", "") + (found["exponent"] or ""))
     number = -number if found["sign"] == "-" else number
     return number / 100.0 if found["percent"] else number
-
-
-def choice_letter(text: str) -> str | None:
-    """Return the letter that an answer chooses, in upper case; None if it chooses none, or several.
-
-    In this order: a letter alone; letters after "answer", "choice" or "option"; a letter with a
-    mark that begins the text, and letters in brackets. The article of "A cat" is no choice.
-    """
-    text = text.strip().replace("*", "")
-    if found := _WHOLE.fullmatch(text):
-        return found[1].upper()
-    letters = _letters(_STATED, text)
-    if not letters:
-        leading = _LEADING.match(text)
-        letters = _letters(_BRACKETED, text) | (set() if leading is None else {_letter(leading)})
-    return letters.pop() if len(letters) == 1 else None
 
 
 def reward_for(sample: Mapping[str, Any]) -> Callable[[str], float]:
@@ -104,10 +76,10 @@ def reward_for(sample: Mapping[str, Any]) -> Callable[[str], float]:
             "A reward needs accepted answers as texts, in 'references', 'answers' or 'answer'; "
             f"got {targets!r:.200} of sample {sample.get('id')!r}."
         )
-    rewards = [functools.partial(_kind_of(sample, target), target=target) for target in targets]
-    for reward in rewards:
-        reward("")  # A target that is not of the kind is refused now.
-    return lambda answer: max(reward(answer) for reward in rewards)
+    rewards = [(_kind_of(sample, target), target) for target in targets]
+    for reward, target in rewards:
+        reward("", target)  # A target that is not of the kind is refused now.
+    return lambda answer: max(reward(answer, target) for reward, target in rewards)
 
 
 def question_reward(question: Mapping[str, Any], answer: str) -> float:
@@ -118,26 +90,13 @@ def question_reward(question: Mapping[str, Any], answer: str) -> float:
 _KINDS = {
     "multiple_choice": multiple_choice_reward,
     "numeric": numeric_reward,
-    "exact": exact_reward,
+    "exact": exact_match,
 }
 
 
 def _kind_of(sample, target):
     if sample.get("kind") in _KINDS:
         return _KINDS[sample["kind"]]
-    whole = _WHOLE.fullmatch(target.strip())
-    if whole and whole[1].upper() in _CHOICE_LINE.findall(sample.get("question") or ""):
+    if choice_letter(target) in _CHOICE_LINE.findall(sample.get("question") or ""):
         return multiple_choice_reward
-    return exact_reward if parse_number(target) is None else numeric_reward
-
-
-def _letters(pattern, text) -> set[str]:
-    return {_letter(found) for found in pattern.finditer(text)}
-
-
-def _letter(found) -> str:
-    return next(group for group in found.groups() if group).upper()
-
-
-def _canonical(text: str) -> str:
-    return " ".join(text.lower().split())
+    return exact_match if parse_number(target) is None else numeric_reward

@@ -8,8 +8,8 @@ from PIL import Image
 
 from dl_techniques.evaluation.question_answering import (
     answer_questions,
-    exact_match,
     message_text,
+    share_correct,
 )
 from dl_techniques.preprocessing.images import load_image
 from dl_techniques.training.watching import Evaluation
@@ -51,7 +51,7 @@ class PeriodicEvaluation:
         contact_sheet(answered[:_SHOWN], path)
         with Image.open(path) as sheet:
             pixels = np.asarray(sheet.convert("RGB"))
-        share = exact_match(answered)["all"][0]
+        share = share_correct(answered)["all"][0]
         return Evaluation({"exact_match": share}, {"samples": pixels}, share)
 
 
@@ -67,7 +67,7 @@ def final_evaluation(model, processor, held_out: list, folder: Path) -> dict:
         answer_questions(model, processor, held_out, 64, longest, blank_images)
         for blank_images in (False, True)
     )
-    scores, blind = exact_match(seen), exact_match(blank)
+    scores, blind = share_correct(seen), share_correct(blank)
     results = {
         kind: {"exact_match": score, "blank_images": blind[kind][0], "questions": count}
         for kind, (score, count) in scores.items()

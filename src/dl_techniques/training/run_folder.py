@@ -5,8 +5,10 @@ from pathlib import Path
 
 import keras
 
+from dl_techniques.checkpoints.converting import load_any
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.models.families import MODEL_CONFIGS
+from dl_techniques.models.nano_vlm import NanoVLM
 from dl_techniques.models.vision_language_model import VisionLanguageModel
 
 FINAL_MODEL, CONFIG_FILE = "nanovlm_final.keras", "config.json"
@@ -42,6 +44,21 @@ def load_checkpoint(folder: str | Path) -> tuple[VisionLanguageModel, VQADataPro
     model.processor = VQADataProcessor.load(folder)
     model.training_data, model.results = _origin(Path(folder))
     return model, model.processor
+
+
+def load_model(source: str, **options):
+    """Return the model, or the part of one, of a training run or of any other source.
+
+    Args:
+        source: The folder of a run, or what `converting.load_any` takes.
+        **options: Of `load_any`.
+
+    Raises:
+        ValueError: as `load_checkpoint` and `load_any`.
+    """
+    if is_run(source):
+        return load_checkpoint(source)[0]
+    return load_any(source, NanoVLM, **options)
 
 
 def _origin(folder: Path):

@@ -1,0 +1,92 @@
+"""The commands `dl-techniques evaluate` and `dl-techniques compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="Training run, preset folder, or hf://owner/name.")],
+    tasks: Annotated[str, typer.Option(help="Benchmarks and guards, as pope,mmstar,mmlu.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Folder or file, or hf://owner/name; none: the benchmarks' own places."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="None: the benchmark's.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Folder or zip of the pictures that rows name.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of predictions and results.json.")] = Path(
+        "evaluation"
+    ),
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many rows, from the first.")] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="Only the share of the pictures that training held out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="With which it was held out.")] = 0,
+    suffix: Annotated[
+        str | None, typer.Option(help="Added to questions in place of the benchmark's words.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    likelihood: Annotated[
+        bool, typer.Option(help="Choose the likeliest letter instead of generating.")
+    ] = False,
+    blind: Annotated[bool, typer.Option(help="Ask also without pictures.")] = False,
+    shard: Annotated[
+        str, typer.Option(help="i/n: this is process i of n, from 0, each with a part.")
+    ] = "0/1",
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hf://owner/name, if the model has none.")
+    ] = None,
+):
+    """Score a model on benchmarks; a run that was stopped goes on where it was."""
+    from dl_techniques.cli_loading import load_answering
+    from dl_techniques.evaluation.command import run_evaluation, run_text_guards
+    from dl_techniques.evaluation.data import open_questions
+    from dl_techniques.evaluation.run import RunSettings
+    from dl_techniques.evaluation.text_guards import GUARDS
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise ValueError("--tasks names no benchmark.")
+    if held_out is not None and limit is not None:
+        raise ValueError("--held-out and --limit exclude each other.")
+    guards = [name for name in names if name in GUARDS]
+    if guards and shard != "0/1":
+        raise ValueError(f"{', '.join(guards)} cannot be shared: leave out --shard.")
+    settings = RunSettings(batch_size, suffix, max_new_tokens, likelihood, parse_shard(shard))
+    questions = {}
+    for name in (name for name in names if name not in GUARDS):
+        opened = open_questions(name, data, split, images).limited(limit)
+        questions[name] = opened if held_out is None else opened.held_out(held_out, seed)
+    loaded = load_answering(model, tokenizer)
+    if questions:
+        run_evaluation(loaded, model, questions, output, settings, blind, report)
+    if guards:
+        run_text_guards(loaded, model, guards, output, batch_size, limit)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="results.json, or its folder.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+):
+    """Test whether two models differ on the benchmarks that both answered."""
+    from dl_techniques.evaluation.command import comparison_table, print_table
+    from dl_techniques.evaluation.compare import compare_results
+
+    print_table(comparison_table(compare_results(first, second)))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return (index, count) of "index/count".
+
+    Raises:
+        ValueError: if it is not of this form.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit()):
+        raise ValueError(f"--shard is i/n, as 0/4, got {text!r}.")
+    return int(index), int(count)

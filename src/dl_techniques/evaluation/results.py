@@ -1,0 +1,88 @@
+"""What comes of answered questions: figures with intervals, by category, and a comparison."""
+
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dl_techniques.evaluation.benchmarks import Benchmark
+from dl_techniques.evaluation.intervals import bootstrap_interval
+from dl_techniques.evaluation.predictions import Record
+
+_PACKAGES = ("dl_techniques", "keras", "jax", "tensorflow", "torch", "numpy", "pillow")
+
+
+def summarise(benchmark: Benchmark, records: Sequence[Record]) -> dict[str, Any]:
+    """Return a task's results.
+
+    Returns:
+        `metric` (the first of `figures`), `questions`, `groups`; `figures`: name -> `value`,
+        `low`, `high` (95 % intervals); `categories`: the same figures, without intervals, of each
+        category; `totals`, where a benchmark sums up categories.
+    """
+    metric = benchmark.metric
+    groups = [record["group"] for record in records]
+    table = metric.table(records)
+    figures = {
+        name: vars(bootstrap_interval(table, figure, groups))
+        for name, figure in metric.figures.items()
+    }
+    results = {
+        "metric": metric.main,
+        "scoring": benchmark.scoring,
+        "questions": len(records),
+        "groups": len(set(groups)),
+        "figures": figures,
+        "categories": _categories(metric, table, records),
+    }
+    if benchmark.note:
+        results["note"] = benchmark.note
+    if metric.totals is not None:
+        results["totals"] = metric.totals(results["categories"])
+    return results
+
+
+def _categories(metric, table, records) -> dict[str, dict[str, float]]:
+    places: dict[str, list[int]] = {}
+    for number, record in enumerate(records):
+        places.setdefault(record["category"], []).append(number)
+    if set(places) == {""}:
+        return {}
+    found = {}
+    for category in sorted(places):
+        totals = table[places[category]].sum(axis=0)
+        values = {name: float(figure(totals)) for name, figure in metric.figures.items()}
+        found[category] = {"questions": len(places[category]), **values}
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed the answers."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Return the contents of a `results.json` of `dl-techniques evaluate`.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist.")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(results, dict) or not isinstance(results.get("tasks"), dict):
+        raise ValueError(f"{path} has no 'tasks': it is no results.json of `evaluate`.")
+    return results

@@ -1,0 +1,131 @@
+"""`dl-techniques evaluate` and `compare` with a tiny model."""
+
+import json
+
+import pytest
+from answering import write_lines
+from command_line import check_one_line_error
+from PIL import Image
+from tiny_models import IMAGE_SIZE, tiny_nanovlm
+
+from dl_techniques.cli_evaluation import parse_shard
+from dl_techniques.datasets.vqa_dataset import VQADataProcessor
+from dl_techniques.evaluation.asking import likeliest_letters, prompt_message
+from dl_techniques.evaluation.command import weights_digest
+from dl_techniques.evaluation.data import open_questions
+from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
+
+
+@pytest.fixture(scope="module")
+def model():
+    tokenizer = CharacterTokenizer(128)
+    image_id = tokenizer.add_special_tokens(["<|image|>"])[0]
+    model = tiny_nanovlm(vocab_size=tokenizer.vocab_size, image_token_id=image_id)
+    model.processor = VQADataProcessor(
+        IMAGE_SIZE, 64, tokenizer=tokenizer, image_token_id=image_id, tokens_per_image=4
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for k in range(4):
+        Image.new("RGB", (20, 30), (60 * k, 90, 0)).save(folder / f"{k}.png")
+    rows = [
+        {"image": f"{k % 4}.png", "question": f"What {k}?", "answer": "red", "type": "open"}
+        for k in range(6)
+    ]
+    write_lines(folder / "easy_vqa" / "train.jsonl", rows)
+    write_lines(folder / "cifar10.jsonl", rows[:2])
+    return folder
+
+
+@pytest.fixture
+def evaluate(command, model, monkeypatch, data, tmp_path):
+    """`evaluate` with the tiny model: flags -> (exit code, stdout, stderr)."""
+    monkeypatch.setattr(
+        "dl_techniques.training.run_folder.load_model", lambda source, **options: model
+    )
+    return lambda *flags: command(
+        "evaluate", "--model", "tiny", "--images", data, "--output", tmp_path, *flags
+    )
+
+
+def test_scores_are_shown_and_written(evaluate, command, model, data, tmp_path):
+    flags = ("--tasks", "easy_vqa,cifar10", "--data", data, "--batch-size", 4)
+    code, out, err = evaluate(*flags, "--max-new-tokens", 3, "--blind", "--report")
+    assert code == 0, err
+    rows = [line.split() for line in out.splitlines() if "accuracy" in line]
+    assert [(row[0], row[-2]) for row in rows] == [("easy_vqa", "6"), ("cifar10", "2")]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["tasks"]) == {"easy_vqa", "cifar10"}
+    assert results["checkpoint"] == weights_digest(model)
+    assert "blind" in results["tasks"]["easy_vqa"]
+    _, *records = map(
+        json.loads, (tmp_path / "easy_vqa" / "predictions.jsonl").read_text().splitlines()
+    )
+    question = {"role": "user", "content": "What 5?", "image": data / "1.png"}
+    assert records[5]["answer"] == model.generate([question], 3).strip()
+    assert (tmp_path / "report.html").read_text().count("<section>") == 8
+    code, out, _ = command("compare", tmp_path / "results.json", tmp_path)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines() if "accuracy" in line] == [
+        "easy_vqa",
+        "cifar10",
+    ]
+
+
+def test_processes_wait_for_each_other(evaluate, data):
+    flags = ("--tasks", "easy_vqa", "--data", data, "--max-new-tokens", 3)
+    code, out, _ = evaluate(*flags, "--shard", "1/2")
+    assert code == 0 and "easy_vqa: other processes have not finished." in out
+    code, out, _ = evaluate(*flags, "--shard", "0/2")
+    assert code == 0 and "not finished" not in out and " 6 " in out
+
+
+def test_the_likeliest_letter_is_the_models(model, data):
+    (question,) = open_questions("easy_vqa", data, images=data)[0]
+    messages = [prompt_message(question, text) for text in ("Which?", "What is this?")]
+    options = [["a", "b", "c"], ["a", "b"]]
+    expected = []
+    for message, letters in zip(messages, ("ABC", "AB"), strict=True):
+        totals = [model.score([[message]], [letter])[0].total for letter in letters]
+        expected.append(letters[totals.index(max(totals))])
+    assert likeliest_letters(model, messages, options) == expected
+
+
+def test_weights_are_told_apart(model):
+    before = weights_digest(model)
+    bias = model.weights[0]
+    value = bias.numpy() if hasattr(bias, "numpy") else bias.value
+    bias.assign(bias + 1e-3)
+    assert weights_digest(model) != before
+    bias.assign(value)
+    assert weights_digest(model) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks", "vqa"], "Unknown benchmark 'vqa'"),
+        (["--tasks", ","], "--tasks names no benchmark"),
+        (["--tasks", "easy_vqa"], "give its folder with --data"),
+        (["--tasks", "shapes", "--shard", "2/2"], "got 2 of 2"),
+        (["--tasks", "shapes", "--shard", "half"], "--shard is i/n, as 0/4, got 'half'"),
+        (["--tasks", "shapes,mmlu", "--shard", "0/2"], "mmlu cannot be shared"),
+        (["--tasks", "shapes", "--limit", 3, "--held-out", 0.1], "exclude each other"),
+    ],
+)
+def test_mistakes_are_one_line(evaluate, flags, message):
+    check_one_line_error(evaluate(*flags), message)
+
+
+def test_a_model_needs_its_tokenizer(evaluate, model, monkeypatch, data):
+    monkeypatch.setattr(model, "processor", None)
+    result = evaluate("--tasks", "easy_vqa", "--data", data)
+    check_one_line_error(result, "tiny has no tokenizer: give --tokenizer")
+
+
+def test_parse_shard():
+    assert parse_shard("3/12") == (3, 12)
