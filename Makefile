@@ -30,7 +30,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 $(VENV)/.test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch
-	$(INSTALL) -e ".[jax,tensorflow,torch,data,plot,serve,dev]"
+	$(INSTALL) -e ".[jax,tensorflow,torch,data,plot,serve,eval,dev]"
 	touch $@
 
 clean:

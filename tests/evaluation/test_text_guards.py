@@ -62,7 +62,6 @@ def test_without_the_harness_it_is_named(model, monkeypatch):
 
 
 def test_requests_of_the_harness(model):
-    pytest.importorskip("lm_eval")
     harness, encode = harness_model(model, batch_size=2), model.processor.tokenizer.encode
     requests = [request("one is", " two"), request("a", " b"), request("", "x")]
     found = harness.loglikelihood(requests, disable_tqdm=True)
@@ -76,7 +75,6 @@ def test_requests_of_the_harness(model):
 
 
 def test_replies_end_at_stop_strings(model):
-    pytest.importorskip("lm_eval")
     harness, tokenizer = harness_model(model), model.processor.tokenizer
     ids = model.generate({"text_tokens": np.array([tokenizer.encode("one is")])}, 6)[0]
     ends = set(model.processor.stop_ids)
@@ -88,8 +86,8 @@ def test_replies_end_at_stop_strings(model):
 
 
 def test_a_task_of_the_harness(model, monkeypatch):
-    lm_eval = pytest.importorskip("lm_eval")
     import datasets
+    import lm_eval
 
     rows = [{"question": f"{k} is", "choices": ["one", "two"], "answer": k % 2} for k in range(4)]
     task = {
