@@ -5,15 +5,14 @@ import http.client
 import json
 import threading
 
+import openai
 import pytest
+import uvicorn
 from tiny_chat import picture, png, user
 from waiting import idle, wait_until
 
 from dl_techniques.serving.app import create_app
 from dl_techniques.serving.settings import ServerSettings
-
-openai = pytest.importorskip("openai")
-uvicorn = pytest.importorskip("uvicorn")
 
 NEW = 12
 

@@ -1,8 +1,7 @@
 """`dl-techniques serve`: where it listens, who may ask, and what it does not serve."""
 
 import pytest
-
-uvicorn = pytest.importorskip("uvicorn")
+import uvicorn
 
 
 @pytest.fixture
