@@ -1,7 +1,7 @@
 """Lets a GhostVis learn from rewards of its own answers (GRPO), after supervised training.
 
     python train/ghostvis_grpo.py --source chatsft_checkpoints --data FOLDER
-    python train/ghostvis_grpo.py --source model.keras --tiny --num_steps 50 --llm_lr 1e-4
+    python train/ghostvis_grpo.py --source model.keras --tiny --device_batch_size 16 --llm_lr 3e-5
 
 Questions need answers that can be checked: a text, a number, or the letter of a choice. The backend
 is chosen by KERAS_BACKEND.

@@ -115,7 +115,7 @@ def test_a_ragged_batch_answers_as_single_questions(model, processor):
 
 def test_answers_end_at_the_stop_id(processor):
     class Parrot:
-        def generate(self, inputs, max_new_tokens, stop_ids, pad_token_id):
+        def generate(self, inputs, max_new_tokens, sampler, stop_ids, **options):
             assert list(stop_ids) == [2] and max_new_tokens == 9
             row = [ord(c) for c in " yes"] + [2, ord("n"), 0]
             return np.array([row] * len(inputs["text_tokens"]))

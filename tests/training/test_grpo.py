@@ -374,6 +374,15 @@ def test_marks_of_images_are_never_drawn():
     assert IMAGE_ID not in ids
 
 
+def test_held_out_rewards_of_draws_and_of_the_likeliest_answers():
+    def length(question, answer):
+        return float(len(answer))
+
+    trainer = tiny_trainer(ghostvis(), reward=length, temperature=8.0)
+    drawn = [trainer.mean_reward(samples(), drawn=True) for _ in range(2)]
+    assert drawn[0] == drawn[1] != trainer.mean_reward(samples())
+
+
 def test_the_answers_of_a_group_differ_and_can_be_had_again():
     def answers(seed):
         trainer = tiny_trainer(ghostvis(), seed=seed)
@@ -394,6 +403,8 @@ def test_the_reward_rises():
     assert np.mean(rewards[:3]) < 0.7
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.25
     assert trainer.mean_reward(samples()) > 0.9
+    drawn = trainer.mean_reward(samples() * 8, drawn=True)
+    assert 0.5 < drawn and drawn == trainer.mean_reward(samples() * 8, drawn=True)
 
 
 def test_several_updates_share_the_draws_and_are_clipped():

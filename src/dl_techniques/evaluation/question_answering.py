@@ -8,6 +8,7 @@ import numpy as np
 
 from dl_techniques.datasets.samples import question_ids
 from dl_techniques.evaluation.metrics import exact_match
+from dl_techniques.generation.sampling import GREEDY, Sampler
 from dl_techniques.preprocessing.chat_template import decode_answer
 from dl_techniques.preprocessing.messages import message_parts
 
@@ -38,8 +39,10 @@ def answer_questions(
     batch_size: int = 64,
     max_new_tokens: int = 16,
     blank_images: bool = False,
+    sampler: Sampler = GREEDY,
+    seed: int = 0,
 ) -> list[AnsweredQuestion]:
-    """Ask each user turn alone (no earlier turns), with greedy decoding.
+    """Ask each user turn alone (no earlier turns).
 
     Args:
         model: A `VisionLanguageModel`.
@@ -50,6 +53,8 @@ def answer_questions(
         max_new_tokens: The longest answer, in tokens.
         blank_images: Show blank pictures (0 after normalisation: mid-grey for [-1, 1]) instead:
             what the model answers without seeing.
+        sampler: How tokens are chosen.
+        seed: Of what is drawn.
     """
     questions = [question for sample in samples for question in sample_questions(sample)]
     stop_ids = processor.template.stop_ids(processor.tokenizer)
@@ -58,7 +63,12 @@ def answer_questions(
         batch = questions[start : start + batch_size]
         inputs = prompt_batch(processor, batch, batch_size, blank_images)
         ids = model.generate(
-            inputs, max_new_tokens, stop_ids=stop_ids, pad_token_id=processor.pad_token_id
+            inputs,
+            max_new_tokens,
+            sampler,
+            stop_ids=stop_ids,
+            pad_token_id=processor.pad_token_id,
+            seed=seed + start,
         )
         for question, row in zip(batch, ids, strict=False):
             text = decode_answer(row.tolist(), processor.tokenizer, processor.template)

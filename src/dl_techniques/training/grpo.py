@@ -13,7 +13,7 @@ from keras import ops
 
 from dl_techniques.evaluation.question_answering import answer_questions
 from dl_techniques.generation.buckets import bucket, pad_to
-from dl_techniques.generation.sampling import Sampler
+from dl_techniques.generation.sampling import GREEDY, Sampler
 from dl_techniques.optimization import optimizer_builder
 from dl_techniques.preprocessing.chat_template import decode_answer
 from dl_techniques.training.grpo_batches import (
@@ -149,11 +149,26 @@ class GRPOTrainer:
             "equal_groups": float((advantages == 0).all(axis=1).mean()),
         }
 
-    def mean_reward(self, samples: Sequence[dict[str, Any]], batch_size: int = 64) -> float:
-        """Return the mean reward of the likeliest answers to every question of some samples."""
+    def mean_reward(
+        self, samples: Sequence[dict[str, Any]], batch_size: int = 64, drawn: bool = False
+    ) -> float:
+        """Return the mean reward of an answer to every question of some samples.
+
+        Args:
+            samples: As in `train_step`.
+            batch_size: Questions at a time.
+            drawn: Draw the answers as in training, with the same numbers in every call; else take
+                the likeliest ones.
+        """
         questions_of(samples)  # Malformed ones are refused before any is answered.
         answered = answer_questions(
-            self.model, self.model.processor, samples, batch_size, self.max_new_tokens
+            self.model,
+            self.model.processor,
+            samples,
+            batch_size,
+            self.max_new_tokens,
+            sampler=self._sampler if drawn else GREEDY,
+            seed=self.seed,
         )
         return float(np.mean([self.reward(vars(item), item.answer) for item in answered]))
 

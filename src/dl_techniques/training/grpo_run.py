@@ -100,7 +100,7 @@ def run_grpo(
     Args:
         trainer: The trainer.
         questions: What it learns from, samples of one question each; every epoch has its own order.
-        held_out: Samples to be answered greedily before and after.
+        held_out: Samples to be answered before and after.
         folder: Where everything goes.
         num_steps: How many steps.
         batch_size: Questions per step.
@@ -108,8 +108,9 @@ def run_grpo(
         seed: Of the order.
 
     Returns:
-        What `results.json` holds: `reward_before` and `reward_after`, the mean rewards of the
-        held-out questions, and `steps`, how many were made.
+        What `results.json` holds: `reward_before` and `reward_after`, the mean rewards of drawn
+        answers to the held-out questions, which is what is learned; `greedy_before` and
+        `greedy_after`, those of the likeliest answers; and `steps`, how many were made.
 
     Raises:
         ValueError: a number below 1, or fewer questions than a batch.
@@ -120,8 +121,7 @@ def run_grpo(
             f"least 1, and there must be a batch of questions; there are {len(questions)}."
         )
     folder = Path(folder)
-    before = trainer.mean_reward(held_out)
-    logger.info("held-out reward before: %.4f (%d questions)", before, len(held_out))
+    before = _held_out_rewards(trainer, held_out, "before")
     log, steps = LogFile(folder / "log.jsonl"), 0
     with stop_signals() as stop:
         for batch in _batches(questions, batch_size, num_steps, seed):
@@ -134,11 +134,16 @@ def run_grpo(
                 break
     trainer.save(folder / FINAL_MODEL)
     trainer.model.processor.save(folder)
-    after = trainer.mean_reward(held_out)
-    logger.info("held-out reward after: %.4f", after)
-    results = {"reward_before": before, "reward_after": after, "steps": steps}
+    results = {**before, **_held_out_rewards(trainer, held_out, "after"), "steps": steps}
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     return results
+
+
+def _held_out_rewards(trainer, held_out, when):
+    drawn, greedy = (trainer.mean_reward(held_out, drawn=drawn) for drawn in (True, False))
+    text = "held-out reward %s: %.4f of drawn answers, %.4f of the likeliest (%d questions)"
+    logger.info(text, when, drawn, greedy, len(held_out))
+    return {f"reward_{when}": drawn, f"greedy_{when}": greedy}
 
 
 def _batches(questions, size, steps, seed):
