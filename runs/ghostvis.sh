@@ -18,8 +18,8 @@ if [ "${1:-}" = --tiny ]; then
   $python train/ghostvis_sft.py "${flags[@]}" --source runs/tiny/mid_checkpoints \
     --output runs/tiny/chatsft_checkpoints
   $python train/ghostvis_grpo.py --source runs/tiny/chatsft_checkpoints \
-    --data runs/tiny_sources/questions/train.jsonl --num_steps 50 --device_batch_size 16 --llm_lr 3e-5 \
-    --output runs/tiny/chatrl_checkpoints
+    --data runs/tiny_sources/questions/train.jsonl \
+    --num_steps 50 --device_batch_size 16 --llm_lr 3e-5 --output runs/tiny/chatrl_checkpoints
   exit
 fi
 data=$1 tokenizer=$2
