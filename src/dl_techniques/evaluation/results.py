@@ -1,6 +1,5 @@
 """What comes of answered questions: figures with intervals, by category, and a comparison."""
 
-import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any
 from dl_techniques.evaluation.benchmarks import Benchmark
 from dl_techniques.evaluation.intervals import bootstrap_interval
 from dl_techniques.evaluation.predictions import Record
-
-_PACKAGES = ("dl_techniques", "keras", "jax", "tensorflow", "torch", "numpy", "pillow")
 
 
 def summarise(benchmark: Benchmark, records: Sequence[Record]) -> dict[str, Any]:
@@ -54,17 +51,6 @@ def _categories(metric, table, records) -> dict[str, dict[str, float]]:
         totals = table[places[category]].sum(axis=0)
         values = {name: float(figure(totals)) for name, figure in metric.figures.items()}
         found[category] = {"questions": len(places[category]), **values}
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computed the answers."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -11,7 +11,8 @@ from dl_techniques.evaluation.asking import generated_answers, likeliest_letters
 from dl_techniques.evaluation.data import Questions
 from dl_techniques.evaluation.predictions import Predictions, Record, read_predictions
 from dl_techniques.evaluation.questions import Question
-from dl_techniques.evaluation.results import summarise, versions
+from dl_techniques.evaluation.results import summarise
+from dl_techniques.utils.versions import versions
 
 RESULTS_FILE = "results.json"
 

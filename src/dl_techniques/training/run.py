@@ -1,9 +1,7 @@
 """One whole training run from a dict of settings: data, model, stages, held-out score."""
 
 import contextlib
-import importlib.metadata
 import json
-import platform
 from pathlib import Path
 
 import keras
@@ -34,9 +32,9 @@ from dl_techniques.training.stages import Stage
 from dl_techniques.training.training_state import save_model
 from dl_techniques.training.watching import WeightsAndBiases
 from dl_techniques.utils.logger import logger
+from dl_techniques.utils.versions import versions
 
 VERSIONS_FILE = "versions.json"
-_PACKAGES = ("dl_techniques", "keras", "numpy", "jax", "tensorflow-cpu", "tensorflow", "torch")
 # What may be changed when a run is resumed.
 _FREE = {"log_every", "checkpoint_every", "output_dir", "wandb_project", "layout", "devices"}
 _FREE |= {"model_parallel", "evaluation_data", "coordinator", "num_processes", "process_id"}
@@ -206,13 +204,7 @@ def _save_settings(folder: Path, processor, config: dict) -> None:
         return
     processor.save(folder)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
-    versions = {"python": platform.python_version(), "backend": keras.backend.backend()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    (folder / VERSIONS_FILE).write_text(json.dumps(versions, indent=1))
+    (folder / VERSIONS_FILE).write_text(json.dumps(versions(), indent=1))
 
 
 def _check_same_run(folder: Path, config: dict) -> None:
