@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import logits, mixed_batch, numpy, tiny_nanovlm
 
 import dl_techniques
-from dl_techniques.checkpoints.adapter_files import CONFIG_FILE, WEIGHTS_FILE, describe_base
+from dl_techniques.checkpoints.adapter_files import CONFIG_FILE, WEIGHTS_FILE, describe_weights
 from dl_techniques.checkpoints.adapters import load_adapters, save_adapters
 from dl_techniques.checkpoints.key_map import variables_of
 from dl_techniques.models.lora import (
@@ -71,7 +71,7 @@ def test_the_files_hold_all_that_trains_and_name_the_base(saved):
             f"language_decoder/block_{i}/attention/{x}_proj" for i in range(2) for x in "qkvo"
         ],
         "trained": PROJECTION,
-        "base": describe_base(frozen),
+        "base": describe_weights(frozen),
     }
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
 
@@ -263,12 +263,12 @@ def test_the_digest_covers_names_shapes_dtypes_and_values(dtype):
         hashed.update(f"{name} {shape} {dtype}\n".encode())
         hashed.update(np.array(value).astype(dtype).tobytes())
     expected = {"digest": f"sha256:{hashed.hexdigest()}", "dtypes": {dtype: 2}}
-    assert describe_base(weights) == expected
+    assert describe_weights(weights) == expected
     for change in (
         {"b": variable([[1.5], [-2.0]])},
         {"b": variable([[1.5, -2.5]])},
         {"a": variable(3.0, "float16")},
         {"c": variable(3.0)},
     ):
-        assert describe_base({**weights, **change})["digest"] != expected["digest"]
+        assert describe_weights({**weights, **change})["digest"] != expected["digest"]
     assert numpy(weights["a"]) == 3

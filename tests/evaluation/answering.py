@@ -4,9 +4,24 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+from tiny_models import IMAGE_SIZE, tiny_nanovlm
 
+from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.run import RunSettings, answer_task, collect
 from dl_techniques.preprocessing.images import load_image
+from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
+
+
+def character_model():
+    """Return a tiny NanoVLM, of random weights, that reads and writes characters."""
+    tokenizer = CharacterTokenizer(128)
+    image_id = tokenizer.add_special_tokens(["<|image|>"])[0]
+    model = tiny_nanovlm(vocab_size=tokenizer.vocab_size, image_token_id=image_id)
+    model.processor = VQADataProcessor(
+        IMAGE_SIZE, 64, tokenizer=tokenizer, image_token_id=image_id, tokens_per_image=4
+    )
+    return model
+
 
 ORIGIN = {"model": "oracle", "checkpoint": "d1"}
 

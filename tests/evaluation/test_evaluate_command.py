@@ -3,28 +3,19 @@
 import json
 
 import pytest
-from answering import write_lines
+from answering import character_model, write_lines
 from command_line import check_one_line_error
 from PIL import Image
-from tiny_models import IMAGE_SIZE, tiny_nanovlm
 
 from dl_techniques.cli_evaluation import parse_shard
-from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.asking import likeliest_letters, prompt_message
 from dl_techniques.evaluation.command import weights_digest
 from dl_techniques.evaluation.data import open_questions
-from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 
 
 @pytest.fixture(scope="module")
 def model():
-    tokenizer = CharacterTokenizer(128)
-    image_id = tokenizer.add_special_tokens(["<|image|>"])[0]
-    model = tiny_nanovlm(vocab_size=tokenizer.vocab_size, image_token_id=image_id)
-    model.processor = VQADataProcessor(
-        IMAGE_SIZE, 64, tokenizer=tokenizer, image_token_id=image_id, tokens_per_image=4
-    )
-    return model
+    return character_model()
 
 
 @pytest.fixture(scope="module")

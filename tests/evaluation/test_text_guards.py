@@ -6,27 +6,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_models import tiny_nanovlm
+from answering import character_model
 
-from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.text_guards import (
     _arrays,
     guard_figure,
     harness_model,
     run_guards,
 )
-from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 
 
 @pytest.fixture(scope="module")
 def model():
-    tokenizer = CharacterTokenizer(128)
-    image_id = tokenizer.add_special_tokens(["<|image|>"])[0]
-    model = tiny_nanovlm(vocab_size=tokenizer.vocab_size, image_token_id=image_id)
-    model.processor = VQADataProcessor(
-        16, 64, tokenizer=tokenizer, image_token_id=image_id, tokens_per_image=4
-    )
-    return model
+    return character_model()
 
 
 def request(*arguments):

@@ -30,7 +30,7 @@ class AdapterConfig:
         pattern, rank, alpha: See `enable_lora`.
         layers: Paths of the layers with adapters, below the model.
         trained: Paths of the other weights in the file.
-        base: See `describe_base`.
+        base: See `describe_weights`.
         version: Of this package.
         format: What tells the file from those of other libraries.
     """
@@ -70,11 +70,11 @@ def read_config(path: pathlib.Path) -> AdapterConfig:
     return AdapterConfig(rank=fields.count("rank"), alpha=fields.number("alpha"), **values)
 
 
-def describe_base(frozen: dict[str, keras.Variable]) -> dict:
-    """Return what tells one base from another, on every backend the same.
+def describe_weights(weights: dict[str, keras.Variable]) -> dict:
+    """Return what tells weights from others, on every backend the same.
 
     Args:
-        frozen: Path -> weight.
+        weights: Path -> weight.
 
     Returns:
         `digest`, the SHA-256 of all names, shapes, dtypes and values, read one weight at a time;
@@ -82,7 +82,7 @@ def describe_base(frozen: dict[str, keras.Variable]) -> dict:
         for another digest.
     """
     hashed, counts = hashlib.sha256(), Counter()
-    for path, weight in sorted(frozen.items()):
+    for path, weight in sorted(weights.items()):
         value = np.asarray(keras.ops.convert_to_numpy(weight), order="C")
         hashed.update(f"{path} {value.shape} {value.dtype.name}\n".encode())
         hashed.update(value.reshape(-1).view(np.uint8).data)

@@ -10,7 +10,7 @@ from dl_techniques.checkpoints.adapter_files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     AdapterConfig,
-    describe_base,
+    describe_weights,
     pending,
     read_config,
     write_files,
@@ -55,7 +55,7 @@ def save_adapters(model: keras.Model, folder: str | os.PathLike) -> None:
         settings.alpha,
         layers=list(adapted_layers(model)),
         trained=trained,
-        base=describe_base({p: w for p, w in weights.items() if p not in saved}),
+        base=describe_weights({p: w for p, w in weights.items() if p not in saved}),
     )
     tensors = [pending(path, weight) for path, weight in saved.items()]
     write_files(folder, tensors, dataclasses.asdict(config))
@@ -180,7 +180,7 @@ def _model_problems(model, config, merge) -> list[str]:
         if path not in weights or id(weights[path]) not in trainable:
             problems.append(f"{path}: the model has no such weight that can train")
     matrices, trained = _ids(adapters(model)), set(config.trained)
-    base = describe_base(
+    base = describe_weights(
         {p: w for p, w in weights.items() if id(w) not in matrices and p not in trained}
     )
     if base != config.base:

@@ -1,17 +1,16 @@
 """What `dl-techniques evaluate` does: bars while it asks, then tables and a page."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dl_techniques.checkpoints.adapter_files import describe_weights
+from dl_techniques.checkpoints.key_map import variables_of
 from dl_techniques.evaluation.compare import TaskComparison
 from dl_techniques.evaluation.data import Questions
 from dl_techniques.evaluation.report import evaluation_page
@@ -119,13 +118,7 @@ def run_text_guards(
 
 def weights_digest(model) -> str:
     """Return a digest of a model's weights, by which its answers are told from others'."""
-    digest = hashlib.blake2b(digest_size=16)
-    for weight in model.weights:
-        path = weight.path.removeprefix(f"{model.name}/")
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight.value))
-        digest.update(f"{path} {value.dtype} {value.shape}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
+    return describe_weights(variables_of(model))["digest"]
 
 
 def results_table(results: Mapping[str, dict[str, Any]]) -> Table:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dl_techniques.datasets.row_fields import Row, needed_image, row_images
+from dl_techniques.datasets.row_fields import Row, letter, needed_image, row_images
 
 Find = Callable[[Any], Any]  # An image that a row names -> its source; see `ImagePlace.find`.
 
@@ -57,5 +57,5 @@ def picture_group(row: Row, *fields: str) -> str:
 
 def with_options(question: str, options: Sequence[str]) -> str:
     """Return a question with its lettered options below, as lmms-eval spells them."""
-    lines = [f"{chr(ord('A') + k)}. {option}" for k, option in enumerate(options)]
+    lines = [f"{letter(k)}. {option}" for k, option in enumerate(options)]
     return "\n".join([question, *lines])

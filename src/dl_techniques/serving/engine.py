@@ -19,6 +19,7 @@ from dl_techniques.serving.requests import (
     ClosedError,
     Event,
     FailedError,
+    FullError,
     Ticket,
     TimedOutError,
 )
@@ -114,7 +115,7 @@ class ServingEngine:
                 raise ClosedError("The engine is closed.")
             try:
                 self._queue.put(running, self._retry_after())
-            except Exception:
+            except FullError:
                 self._counts["refused"] += 1
                 raise
             self._counts["requests"] += 1
