@@ -5,35 +5,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dl_techniques.datasets.inspection_page import images_html
+from dl_techniques.datasets.page_style import PAGE_START
 from dl_techniques.evaluation.data import Questions
 from dl_techniques.evaluation.predictions import Record
 
 WRONG, RIGHT = 40, 10  # So many questions of a task are shown.
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 66rem; padding: 0 1rem;
-  color: #222; background: #fff; }}
-h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }}
-h2 {{ margin: 2.5rem 0 .5rem; }}
-h3 {{ font-size: .9rem; color: #555; margin: 0 0 .5rem; overflow-wrap: anywhere; }}
+_PAGE = (
+    PAGE_START
+    + """\
 table {{ border-collapse: collapse; margin: 1rem 0; }}
 td, th {{ padding: .15rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }}
 td:first-child, th:first-child {{ text-align: left; }}
-section {{ border-top: 1px solid #ddd; padding: 1rem 0; display: flex; gap: 1.25rem;
-  align-items: flex-start; flex-wrap: wrap; }}
-.images {{ display: flex; flex-wrap: wrap; gap: .5rem; max-width: 100%; }}
-.images.many img {{ max-width: 160px; max-height: 120px; }}
-img {{ max-width: 320px; max-height: 240px; border: 1px solid #ddd; }}
-.texts {{ flex: 1 1 24rem; min-width: 0; }}
-p {{ white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .5rem; }}
-.wrong {{ color: #a11; }} .right {{ color: #064; }} .broken {{ color: #a11; max-width: 18rem; }}
+.wrong {{ color: #a11; }} .right {{ color: #064; }}
 </style></head><body>
 <h1>{title}</h1>
 {body}
 </body></html>
 """
+)
 
 
 def evaluation_page(
@@ -103,8 +93,8 @@ def _card(record: Record, questions: Questions) -> str:
         f'<p class="{kind}">{html.escape(record["answer"] + read)}</p>',
         f"<p>right: {html.escape(references)}; score {record['score']:.2f}</p>",
     ]
-    pictures = images_html(list(images))
-    return f'<section>{pictures}<div class="texts">{"".join(texts)}</div></section>'
+    texts = f'<div class="texts">{"".join(texts)}</div>'
+    return f'<section><div class="sample">{images_html(list(images))}{texts}</div></section>'
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
