@@ -3,18 +3,15 @@
 import json
 from pathlib import Path
 
-import keras
 import numpy as np
 
-from dl_techniques.checkpoints.converting import KERAS_SUFFIX, load_any
 from dl_techniques.datasets.readers import read_samples
 from dl_techniques.datasets.samples import split_by_image
 from dl_techniques.datasets.shapes import generate_shapes
-from dl_techniques.datasets.vqa_dataset import CONFIG_FILE, VQADataProcessor
 from dl_techniques.models.vision_language_model import VisionLanguageModel
 from dl_techniques.training.grpo import GRPOTrainer
 from dl_techniques.training.grpo_batches import single_questions
-from dl_techniques.training.run_folder import FINAL_MODEL, is_run, load_checkpoint
+from dl_techniques.training.run_folder import FINAL_MODEL, load_model
 from dl_techniques.training.stop_signals import stop_signals
 from dl_techniques.training.watching import LogFile
 from dl_techniques.utils.logger import logger
@@ -26,30 +23,19 @@ def load_source(source: str) -> VisionLanguageModel:
     """Return a model with its processor.
 
     Args:
-        source: The folder of a training run, a `.keras` file with the processor's files beside it
-            or one folder above, or what `from_preset` takes.
+        source: See `run_folder.load_model`.
 
     Raises:
         ValueError: if there is no such model, or it has no processor.
     """
-    path = Path(source)
-    if is_run(path):
-        return load_checkpoint(path)[0]
-    if path.suffix != KERAS_SUFFIX:
-        model = load_any(source)
-        if model.processor is None:
-            raise ValueError(f"{source} has no processor: save the preset with model.processor.")
-        return model
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    folders = [f for f in (path.parent, path.parent.parent) if (f / CONFIG_FILE).is_file()]
-    if not folders:
+    model = load_model(source)
+    if not isinstance(model, VisionLanguageModel):
+        raise ValueError(f"{source} is a {type(model).__name__}, which answers no questions.")
+    if model.processor is None:
         raise ValueError(
-            f"{path} needs its processor: put {CONFIG_FILE} and the tokenizer's files beside it "
-            "(model.processor.save(folder))."
+            f"{source} needs its processor: save it beside the model "
+            "(model.processor.save(folder)), or the preset with model.processor."
         )
-    model = keras.saving.load_model(path, compile=False)
-    model.processor = VQADataProcessor.load(folders[0])
     return model
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import keras
 
-from dl_techniques.checkpoints.converting import load_any
+from dl_techniques.checkpoints.converting import KERAS_SUFFIX, load_any
+from dl_techniques.datasets.vqa_dataset import CONFIG_FILE as PROCESSOR_FILE
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.models.families import MODEL_CONFIGS
 from dl_techniques.models.nano_vlm import NanoVLM
@@ -50,15 +51,26 @@ def load_model(source: str, **options):
     """Return the model, or the part of one, of a training run or of any other source.
 
     Args:
-        source: The folder of a run, or what `converting.load_any` takes.
+        source: The folder of a run; a `.keras` file, whose processor may lie beside it or one
+            folder above (as a run leaves its stages); or what `converting.load_any` takes.
         **options: Of `load_any`.
 
     Raises:
-        ValueError: as `load_checkpoint` and `load_any`.
+        ValueError: there is no such file, and as `load_checkpoint` and `load_any`.
     """
     if is_run(source):
         return load_checkpoint(source)[0]
-    return load_any(source, NanoVLM, **options)
+    path = Path(source)
+    if path.suffix != KERAS_SUFFIX:
+        return load_any(source, NanoVLM, **options)
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    model = load_any(source)
+    for folder in (path.parent, path.parent.parent):
+        if (folder / PROCESSOR_FILE).is_file():
+            model.processor = VQADataProcessor.load(folder)
+            break
+    return model
 
 
 def _origin(folder: Path):
