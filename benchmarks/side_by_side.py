@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 
 
-def run_child(script: str, role: str, backend: str, rounds: int) -> dict:
+def run_child(script: str, role: str, backend: str, rounds: int, *more: str) -> dict:
     """Run `script --role ROLE` in a new process; return the JSON object it prints last."""
-    command = [sys.executable, script, "--role", role, "--rounds", str(rounds)]
+    command = [sys.executable, script, "--role", role, "--rounds", str(rounds), *more]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": backend}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -16,11 +16,11 @@ from smolvlm_peer import IMAGE_ID, IMAGE_SIZE, IMAGE_TOKENS, VOCABULARY, smolvlm
 BATCH, LENGTH = 2, 128
 
 
-def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def batch(rows: int = BATCH) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return pixels [B, H, W, 3], ids [B, S] and labels [B, S] (-100 at the image)."""
     rng = np.random.default_rng(0)
-    pixels = rng.normal(size=(BATCH, IMAGE_SIZE, IMAGE_SIZE, 3)).astype("float32")
-    ids = rng.integers(3, VOCABULARY - 1, (BATCH, LENGTH)).astype("int32")
+    pixels = rng.normal(size=(rows, IMAGE_SIZE, IMAGE_SIZE, 3)).astype("float32")
+    ids = rng.integers(3, VOCABULARY - 1, (rows, LENGTH)).astype("int32")
     ids[:, :IMAGE_TOKENS] = IMAGE_ID
     return pixels, ids, np.where(ids == IMAGE_ID, -100, ids)
 

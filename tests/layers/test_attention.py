@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from tiny_models import fill, numpy, run
 
-from dl_techniques.layers import GroupedQueryAttention
+from dl_techniques.layers import GroupedQueryAttention, attention
 
 HEADS = [(4, 4), (4, 2), (4, 1)]
 
@@ -183,3 +183,22 @@ def test_wrong_width_and_cache_without_mask():
     cache = (np.zeros((2, 7, 2, 4), "float32"),) * 2
     with pytest.raises(ValueError, match="cache needs cache_index and an attention_mask"):
         _layer()(_x(), cache=cache)
+
+
+@pytest.mark.parametrize("mask_shape", [(2, 1, 5, 5), (1, 1, 1, 5), (2, 4, 5, 1)])
+def test_odd_lengths_are_made_even_for_flash_attention(monkeypatch, mask_shape):
+    layer, x = _layer(), _x()
+    mask = np.random.default_rng(2).uniform(size=mask_shape) < 0.6
+    plain = run(lambda x, m: layer(x, attention_mask=m), x, mask)
+    library, lengths = ops.dot_product_attention, []
+
+    def even_only(query, key, value, mask):
+        lengths.extend(a.shape[1] for a in (query, key, value))
+        assert mask.shape[2:] == (query.shape[1], key.shape[1])
+        return library(query, key, value, mask=mask)
+
+    monkeypatch.setattr(attention, "_is_flash_on_jax", lambda dtype: True)
+    monkeypatch.setattr(attention.ops, "dot_product_attention", even_only)
+    even = run(lambda x, m: layer(x, attention_mask=m), x, mask)
+    np.testing.assert_allclose(even, plain, rtol=1e-6, atol=1e-6)
+    assert set(lengths) == {6}

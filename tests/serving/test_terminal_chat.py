@@ -66,6 +66,7 @@ def terminal(checkpoint):
     child = fdpexpect.fdspawn(ours, encoding="utf-8", timeout=240)
     child.process = process
     child.expect_exact(PROMPT)
+    assert "readline:" not in child.before  # It complains of what it does not know.
     yield child
     process.kill()
     process.wait()

@@ -111,7 +111,7 @@ def run_text_guards(
         table.add_row(
             guard,
             _share(figure["value"]),
-            f"{_share(figure['low'])} - {_share(figure['high'])}",
+            f"{_share(figure['low'])} to {_share(figure['high'])}",
         )
     print_table(table)
 
@@ -132,7 +132,7 @@ def results_table(results: Mapping[str, dict[str, Any]]) -> Table:
                 task if first else "",
                 name,
                 _share(figure["value"]),
-                f"{_share(figure['low'])} - {_share(figure['high'])}",
+                f"{_share(figure['low'])} to {_share(figure['high'])}",
                 f"{found['questions']:,}" if first else "",
                 "" if blind is None else _share(blind["value"]),
             )
@@ -152,7 +152,7 @@ def comparison_table(comparisons: Iterable[TaskComparison]) -> Table:
             _share(each.a),
             _share(each.b),
             f"{100 * difference.value:+.1f}",
-            f"{100 * difference.low:+.1f} - {100 * difference.high:+.1f}",
+            f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
             f"{each.result.p_value:.2g}",
             f"{each.questions:,}",
         )

@@ -168,7 +168,7 @@ class GroupedQueryAttention(ConfiguredLayer):
             if self.num_kv_heads == 1:
                 # Keras on TensorFlow shares key-value heads only where there are several.
                 key, value = self._for_each_head(key), self._for_each_head(value)
-            out = ops.dot_product_attention(query, key, value, mask=mask)
+            out = _library_attention(query, key, value, mask)
         if mask is None:
             return out
         sees_something = ops.transpose(ops.any(mask, axis=-1, keepdims=True), (0, 2, 1, 3))
@@ -199,10 +199,33 @@ class GroupedQueryAttention(ConfiguredLayer):
         return x_shape
 
 
+def _library_attention(query, key, value, mask):
+    length, seen = query.shape[1], key.shape[1]
+    if mask is None or not _is_flash_on_jax(query.dtype) or length == 1:
+        return ops.dot_product_attention(query, key, value, mask=mask)
+    # cuDNN has no gradient of masked attention over an odd number of tokens.
+    more, more_seen = length % 2, seen % 2
+    mask = ops.broadcast_to(mask, (*mask.shape[:2], length, seen))
+    mask = ops.pad(mask, [[0, 0], [0, 0], [0, more], [0, more_seen]])
+    query = ops.pad(query, [[0, 0], [0, more], [0, 0], [0, 0]])
+    key, value = (ops.pad(x, [[0, 0], [0, more_seen], [0, 0], [0, 0]]) for x in (key, value))
+    return ops.dot_product_attention(query, key, value, mask=mask)[:, :length]
+
+
+def _is_flash_on_jax(dtype) -> bool:
+    reduced = keras.backend.standardize_dtype(dtype) in ("bfloat16", "float16")
+    return reduced and _jax_platform() == "gpu"
+
+
 def _lacks_library_attention(dtype) -> bool:
     # JAX's dot_product_attention asks for a float16 product that XLA does not compile for CPUs.
-    if keras.backend.backend() != "jax" or keras.backend.standardize_dtype(dtype) != "float16":
-        return False
+    return _jax_platform() == "cpu" and keras.backend.standardize_dtype(dtype) == "float16"
+
+
+def _jax_platform() -> str | None:
+    """Return "cpu", "gpu" or "tpu"; None on another backend."""
+    if keras.backend.backend() != "jax":
+        return None
     import jax
 
-    return jax.default_backend() == "cpu"
+    return jax.default_backend()

@@ -131,10 +131,15 @@ class EncoderBlock(ConfiguredLayer):
                 part.build(x_shape)
 
     def call(self, x, training=None):
-        attended = self.attention(self.norm1(x), training=training)
+        # Tokens are rows of a matrix: of three axes XLA stores the batch innermost on a GPU, where
+        # the gradient of the positions sums over it, and turns the array around in every norm.
+        shape, as_rows = ops.shape(x), (-1, self.hidden_dim)
+        x = ops.reshape(x, as_rows)
+        normed = ops.reshape(self.norm1(x), shape)
+        attended = ops.reshape(self.attention(normed, training=training), as_rows)
         x = x + (attended if self.ls1 is None else self.ls1(attended))
         out = self.mlp(self.norm2(x), training=training)
-        return x + (out if self.ls2 is None else self.ls2(out))
+        return ops.reshape(x + (out if self.ls2 is None else self.ls2(out)), shape)
 
     def compute_output_shape(self, x_shape):
         return x_shape

@@ -10,13 +10,14 @@ from dl_techniques.losses.metrics import NamedMeans, NextTokenAccuracy, Supervis
 from dl_techniques.losses.nanovlm_loss import NanoVLMLoss, supervised_token_count, token_losses
 from dl_techniques.models.batch_checks import checked_data
 from dl_techniques.models.contrast import contrast, paired_rows
+from dl_techniques.models.jax_steps import JaxSteps
 from dl_techniques.models.mirrored_steps import MirroredSteps
 from dl_techniques.models.objectives import Objective
 from dl_techniques.models.step_tokens import StepTokens
 from dl_techniques.optimization.component_optimizer import token_weight
 
 
-class TrainedModel(MirroredSteps):
+class TrainedModel(JaxSteps, MirroredSteps):
     """A model with a `language_decoder` and `batch_checks`, whose `call` obeys the attributes.
 
     Batches count by their learned tokens where they are accumulated (see `Objective`). With a

@@ -96,7 +96,6 @@ def prepare_line_editing(complete: Callable[[str], list[str]]) -> None:
 
     readline.set_completer(completer)
     readline.set_completer_delims(" \t\n")
-    readline.parse_and_bind("set completion-append-character ''")
     readline.parse_and_bind("tab: complete")
     readline.set_history_length(1000)
     with contextlib.suppress(OSError):

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import keras
+
 
 class BatchesAhead:
-    """Takes batches from an iterator on a thread of its own, one ahead.
+    """Takes batches from an iterator on a thread of its own, one ahead, images on the device.
 
     Args:
         iterator: Has `get_state`, and may have `sample_ids` and `close`.
@@ -22,7 +24,7 @@ class BatchesAhead:
         if batch is None:
             raise ValueError("The data ended before the stage: allow more epochs, or fewer steps.")
         names = getattr(self._iterator, "sample_ids", list)()
-        return batch, self._iterator.get_state(), names
+        return _with_images_on_device(batch), self._iterator.get_state(), names
 
     def next(self) -> tuple[tuple, Any, list[str]]:
         """Return (batch, the iterator's state behind it, the ids of its samples).
@@ -40,3 +42,15 @@ class BatchesAhead:
         close = getattr(self._iterator, "close", None)
         if close is not None:
             close()
+
+
+def _with_images_on_device(batch: tuple) -> tuple:
+    """Return (inputs, labels), the images copied already to where the step will run.
+
+    Several devices share a batch in the step itself. The small arrays stay: the host checks them.
+    """
+    inputs, labels = batch
+    alone = keras.backend.backend() != "tensorflow" and keras.distribution.distribution() is None
+    if not alone or inputs.get("images") is None:
+        return batch
+    return {**inputs, "images": keras.ops.convert_to_tensor(inputs["images"])}, labels
