@@ -6,7 +6,7 @@ from tiny_models import fill
 from dl_techniques.models.nvlm import NVLM
 
 VOCAB, PLACEHOLDER, TAG_IDS, TOKENS = 40, 4, [5, 6, 7], 4
-_LANGUAGE = {
+LANGUAGE = {
     "hidden_dim": 24,
     "num_layers": 4,
     "num_heads": 4,
@@ -19,7 +19,7 @@ _LANGUAGE = {
 
 def tiny_nvlm(architecture: str, gates: float | None = 0.7, **changes) -> NVLM:
     """Return a model with values by path; X and H look at images in their blocks 1 and 3."""
-    language = dict(_LANGUAGE)
+    language = dict(LANGUAGE)
     arguments = {}
     if architecture != "decoder":
         language["cross_attention_every"] = 2

@@ -104,6 +104,25 @@ def test_rows_with_other_numbers_of_images_in_the_context(case):
     assert run_schedule(model, 3, work, [0, 1, 2, 3]) == 3
 
 
+def test_a_row_that_left_keeps_what_it_reads_by_cross_attention():
+    model = family_model("nvlm_x")
+    engine, rolling = model.generation_engine(), RollingBatch(model.generation_engine(), 2)
+    inputs, _ = family_batch("nvlm_x")
+    rows = [{name: value[k : k + 1] for name, value in inputs.items()} for k in range(2)]
+    seats = [rolling.join(engine.start(row, request(5, stop_ids=()))) for row in rows]
+    while not seats[1].ended:
+        rolling.advance()
+    kept = rolling.leave(seats[1], True)
+    alone = engine.start(rows[1], request(5, stop_ids=())).take_cache()
+    assert any(len(block) == 5 for block in alone)
+    for block, expected in zip(kept, alone, strict=True):
+        assert len(block) == len(expected)
+        for got, wanted in zip(block[2:], expected[2:], strict=True):
+            got, wanted = (np.asarray(keras.ops.convert_to_numpy(x)) for x in (got, wanted))
+            np.testing.assert_allclose(got[:, : wanted.shape[1]], wanted, atol=1e-5)
+            assert not got[:, wanted.shape[1] :].any()
+
+
 def test_prefix_fusion(models):
     inputs = {"text_tokens": np.arange(5, 17, dtype="int32")[None]}
     pictured = {**inputs, "images": np.ones((1, 1, 16, 16, 3), "float32")}

@@ -4,6 +4,7 @@ import gc
 
 import numpy as np
 import pytest
+from keras import ops
 from tiny_chat import (
     CHARACTERS,
     assistant,
@@ -14,10 +15,16 @@ from tiny_chat import (
     user,
 )
 from tiny_models import TOKENS_PER_IMAGE, tiny_nanovlm
+from tiny_nvlm import LANGUAGE, TOKENS, tiny_nvlm
 
+from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.generation import BeamSearch, Sampler, Session
 from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.engine import TOKEN_BUCKET
+from dl_techniques.generation.prompts import Prompt
+from dl_techniques.generation.session import has_sessions
+from dl_techniques.preprocessing.image_processors import NVLMImageProcessor
+from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 
 NEW = 12
 OPTIONS = {"logits_processors": [letters], "return_logprobs": True}
@@ -227,7 +234,7 @@ def test_clear_and_other_models(chat):
         chat.generate(np.full((1, 4), 9), NEW, session=session)
     prefix = tiny_nanovlm("prefix", vocab_size=CHARACTERS + 1)
     prefix.processor = chat.processor
-    with pytest.raises(ValueError, match="images are all in the sequence"):
+    with pytest.raises(ValueError, match="placeholders or tile_tag_ids"):
         prefix.generate(messages, NEW, session=Session())
 
 
@@ -244,3 +251,67 @@ def _prompt(model, messages):
     from dl_techniques.generation.prompts import read_prompt
 
     return read_prompt(model.processor, messages)
+
+
+@pytest.fixture(scope="module", params=["cross_attention", "hybrid"])
+def crossing(request):
+    """An NVLM that reads tiles by cross-attention; wide pictures have two, and a thumbnail."""
+    tokenizer = CharacterTokenizer(CHARACTERS)
+    images = NVLMImageProcessor(image_size=16, max_num=2)
+    tokenizer.add_special_tokens(["<|image|>", *images.tags])
+    special = tokenizer.special_tokens
+    placed = request.param == "hybrid"
+    model = tiny_nvlm(
+        request.param,
+        vocab_size=tokenizer.vocab_size,
+        tile_tag_ids=[special[tag] for tag in images.tags],
+        language_config=LANGUAGE | {"cross_attention_every": 2, "max_positions": 256},
+        **({"image_token_id": special["<|image|>"]} if placed else {}),
+    )
+    model.processor = VQADataProcessor(
+        16,
+        tokenizer=tokenizer,
+        image_token_id=special["<|image|>"] if placed else None,
+        tokens_per_image=TOKENS if placed else 0,
+        image_processor=images,
+        placeholder_tiles="last" if placed else "all",
+    )
+    return model
+
+
+def only_letters(logits, ids, i):
+    """`letters`, of which there are fewer than ids here."""
+    known = letters(logits[:, : CHARACTERS + 1], ids, i)
+    return ops.pad(known, [[0, 0], [0, logits.shape[1] - CHARACTERS - 1]], constant_values=-1e9)
+
+
+def test_images_by_cross_attention_stay_known_until_there_are_others(crossing):
+    options = {"logits_processors": [only_letters]}
+
+    def ask(*messages):
+        text = assert_fresh(crossing, session, list(messages), **options)
+        return [*messages, assistant(text)]
+
+    def wide(seed):
+        return np.concatenate([picture(seed), picture(seed + 1)], axis=1)
+
+    session = Session()
+    seen = ask(user("see this ", wide(0)))
+    known = prompt_length(crossing, seen[:1]) + NEW - 1
+    grown = ask(*seen, user("and what else is there to be seen in it?"))
+    assert session.reused == known
+    ask(*grown, user("sure?"))
+    assert session.reused > known
+    ask(*seen, user("and that?", wide(2)))
+    assert session.reused == 0
+    ask(user("see this ", wide(4)), *seen[1:], user("sure?"))
+    assert session.reused == 0
+    ask(user("see this "))
+    assert session.reused == 0
+
+
+def test_a_session_needs_tags_of_tiles():
+    model = tiny_nvlm("cross_attention", tile_tag_ids=None)
+    assert not has_sessions(model)
+    with pytest.raises(ValueError, match="placeholders or tile_tag_ids"):
+        Session().begin(model, Prompt([8, 9], [], [], []), 4)

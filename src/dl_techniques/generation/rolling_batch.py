@@ -146,10 +146,14 @@ class RollingBatch:
         used = bucket(seat.start + len(seat.ids), TOKEN_BUCKET)
         slots = min(used, self._state["mask"].shape[1])
 
-        def of_row(x):
-            return ops.copy(ops.slice(x, (seat.row, 0, 0, 0), (1, slots, *x.shape[2:])))
+        def of_row(x, length):
+            start = (seat.row,) + (0,) * (len(x.shape) - 1)
+            return ops.copy(ops.slice(x, start, (1, length, *x.shape[2:])))
 
-        return [tuple(of_row(x) for x in block[:2]) for block in self._state["cache"]]
+        return [
+            tuple(of_row(x, slots if i < 2 else x.shape[1]) for i, x in enumerate(block))
+            for block in self._state["cache"]
+        ]
 
     def _arguments(self, batch):
         """Return the start int32[batch], the options and the choice of a decoding."""

@@ -18,7 +18,7 @@ class Turn:
 
     Attributes:
         prompt: The whole conversation so far.
-        spans: The places of each image's first and last placeholder, with the image's digest.
+        spans: The places of each image's first and last mark, with the image's digest.
         slots: Of the cache, for the tokens that are not read again.
         earlier: The cache that holds these, or None.
     """
@@ -50,7 +50,9 @@ class Session:
     """Keeps the cache of a conversation between calls of `generate(..., session=...)`.
 
     Of the next prompt, the longest beginning that the cache holds is not read again; an image is
-    held whole or not at all. A session belongs to the model and the weights that first used it.
+    held whole or not at all. Where images are read by cross-attention, a prompt whose images are
+    not those of the last one is read anew. A session belongs to the model and the weights that
+    first used it.
 
     Attributes:
         reused: How many tokens of the last prompt were not read again.
@@ -81,19 +83,21 @@ class Session:
 
     def shared(self, model, prompt: Prompt) -> int:
         """Return how many tokens of a prompt need not be read, if this session takes it next."""
-        return self._shared(prompt, _image_spans(model, prompt)) if self._model is model else 0
+        if self._model is not model:
+            return 0
+        return self._shared(prompt, _image_spans(model, prompt), _crosses(model))
 
     def begin(self, model, prompt: Prompt, max_new_tokens: int) -> Turn:
         """Return the next turn, to which the cache passes until it is finished.
 
         Raises:
-            ValueError: for another model than before, or one without image placeholders.
+            ValueError: for another model than before, or one for which `has_sessions` is False.
         """
         if self._model not in (None, model):
             raise ValueError("A session cannot change its model: make a new Session.")
         spans = _image_spans(model, prompt)
         self._model = model
-        kept = self._shared(prompt, spans)
+        kept = self._shared(prompt, spans, _crosses(model))
         used = self._slots[kept - 1] + 1 if kept else 0
         chunk = bucket(len(prompt.ids) - kept, TOKEN_BUCKET)
         needed = used + chunk + bucket(max_new_tokens, TOKEN_BUCKET)
@@ -123,7 +127,7 @@ class Session:
         self._cache = cache
         self._capacity = cache[0][0].shape[1]
 
-    def _shared(self, prompt, spans) -> int:
+    def _shared(self, prompt, spans, crosses) -> int:
         """Return how many tokens of the prompt the cache holds."""
         most = min(len(self._ids), len(prompt.ids) - 1)
         same = np.equal(self._ids[:most], prompt.ids[:most])
@@ -135,6 +139,9 @@ class Session:
         for start, last, _ in spans:
             if start < kept <= last:
                 kept = start
+        # What the kept tokens saw by cross-attention is all that the new ones will see.
+        if crosses and (self._spans != spans or any(start >= kept for start, _, _ in spans)):
+            return 0
         return kept
 
     def _grown(self, capacity, kept, used) -> CacheState | None:
@@ -145,7 +152,7 @@ class Session:
         cache = self._cache
         if capacity > self._capacity:
             more = ((0, 0), (0, capacity - self._capacity), (0, 0), (0, 0))
-            cache = [tuple(ops.pad(x, more) for x in pair) for pair in cache]
+            cache = [(*(ops.pad(x, more) for x in block[:2]), *block[2:]) for block in cache]
         mask = np.ones((1, capacity), bool)
         mask[0, :used] = False
         mask[0, self._slots[:kept]] = True
@@ -153,21 +160,33 @@ class Session:
 
 
 def has_sessions(model) -> bool:
-    """Tell whether conversations with a model can be kept: all its images are in the sequence."""
-    crosses = model.language_decoder.cross_attention_every is not None
-    return model.image_token_id is not None and not crosses
+    """Tell whether conversations with a model can be kept: each image has marks in the text."""
+    return (model.tile_tag_ids if _crosses(model) else model.image_token_id) is not None
+
+
+def _crosses(model):
+    return model.language_decoder.cross_attention_every is not None
 
 
 def _image_spans(model, prompt):
-    """Return the places of each image's first and last placeholder, with the image's digest."""
+    """Return the places of each image's first and last mark, with the image's digest.
+
+    Marks are placeholders, or tags of tiles, with the placeholders right behind them.
+    """
     if not has_sessions(model):
         raise ValueError(
-            "A session needs a model whose images are all in the sequence, at placeholders."
+            "A session needs a model whose images have placeholders or tile_tag_ids in the text."
         )
-    places = np.flatnonzero(np.equal(prompt.ids, model.image_token_id))
-    ends = np.cumsum(np.multiply(prompt.tiles, model.tokens_per_image), dtype=int)
-    starts = [0, *ends[:-1]]
-    return [
-        (int(places[start]), int(places[end - 1]), digest)
-        for start, end, digest in zip(starts, ends, prompt.digests, strict=False)
-    ]
+    crosses = _crosses(model)
+    marks, each = [model.image_token_id], model.tokens_per_image
+    if crosses:
+        marks, each = model.tile_tag_ids, 1
+    places = np.flatnonzero(np.isin(prompt.ids, marks))
+    ends = np.cumsum(np.multiply(prompt.tiles, each), dtype=int)
+    spans = []
+    for start, end, digest in zip([0, *ends[:-1]], ends, prompt.digests, strict=False):
+        last = int(places[end - 1])
+        if crosses and prompt.ids[last + 1 : last + 2] == [model.image_token_id]:
+            last += model.tokens_per_image
+        spans.append((int(places[start]), last, digest))
+    return spans
