@@ -6,7 +6,7 @@ import pytest
 from internvit_names import published_internvit
 from references import clip, internvit, internvit_config, outputs, qwen2, siglip, state_of, text_ids
 from safetensors.numpy import save_file
-from tiny_models import fill, logits, run
+from tiny_models import fill, logits, numpy, run
 from tiny_presets import MARKERS, assert_same_weights, byte_tokenizer, picture, question
 
 from dl_techniques.checkpoints import export_internvl, export_llava
@@ -303,6 +303,33 @@ def test_from_backbones(encoder, tmp_path):
     assert_same_weights(model, again)
     path = picture(tmp_path / "a.png")
     assert_same_processor(model.processor, again.processor, path)
+
+
+@pytest.mark.parametrize("architecture", ["cross_attention", "hybrid"])
+def test_from_backbones_with_new_cross_attention(architecture, tmp_path):
+    vision, language, _, their_language = backbones(tmp_path, clip)
+    arguments = {
+        "architecture": architecture,
+        "language_config": {"cross_attention_every": 1},
+        "projector_config": {"hidden_dim": 20, "use_layer_norm": False},
+    }
+    with pytest.raises(ValueError, match="needs tiles with tags"):
+        NVLM.from_backbones(vision, language, **arguments)
+    tiles = NVLMImageProcessor(16, max_num=2)
+    model = NVLM.from_backbones(vision, language, image_processor=tiles, **arguments)
+    gates = [v for v in model.variables if v.path.endswith("cross_attention/gate")]
+    assert len(gates) == len(model.language_decoder.blocks)
+    assert all((numpy(gate) == 0).all() for gate in gates)
+    ids = text_ids(2, 8).astype("int32")
+    expected = outputs(their_language, input_ids=ids.astype("int64")).logits.numpy()
+    got = logits(model, {"text_tokens": ids})
+    np.testing.assert_allclose(got[..., : expected.shape[-1]], expected, rtol=1e-5, atol=1e-5)
+    model.save_to_preset(tmp_path / "preset")
+    again = NVLM.from_preset(tmp_path / "preset")
+    assert_same_weights(model, again)
+    assert_same_processor(model.processor, again.processor, picture(tmp_path / "a.png"))
+    question = [{"role": "user", "content": "which?", "images": [str(tmp_path / "a.png")]}]
+    assert again.generate(question, 4) == model.generate(question, 4)
 
 
 def test_from_backbones_refuses_other_families_arguments(tmp_path):

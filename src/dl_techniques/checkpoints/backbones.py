@@ -14,8 +14,12 @@ from dl_techniques.checkpoints.smolvlm_config import bare_projection
 from dl_techniques.checkpoints.vision_key_maps import unread_layers
 from dl_techniques.layers.modality_projection import ModalityProjection
 from dl_techniques.models.language_decoder import LanguageDecoder
+from dl_techniques.preprocessing.image_processors import NVLMImageProcessor
 from dl_techniques.preprocessing.messages import IMAGE_MARK
 from dl_techniques.preprocessing.preprocessor_config import image_processor_from_preprocessor_config
+
+# Of the decoder: what no published language model has.
+NEW_WEIGHTS = r"/cross_attention/"
 
 
 def from_backbones(
@@ -29,11 +33,13 @@ def from_backbones(
     load_weights: bool = True,
     dtype=None,
     image_processor=None,
+    language_config: dict | None = None,
     **arguments,
 ):
     """Return a model of two published parts and a new projection between them.
 
-    The tokenizer gets the token `<|image|>`. The vocabulary grows by the rows that it lacks, each
+    The tokenizer gets the token `<|image|>`, and where a model reads tiles by cross-attention
+    (`NVLM` with another `architecture` than "decoder") a token for each tag. The vocabulary grows by the rows that it lacks, each
     the mean of the others, and is never shrunk; a tied head stays tied.
 
     Of CLIP the last layer is left out and the class token dropped, as in LLaVA; of InternViT the
@@ -53,6 +59,8 @@ def from_backbones(
         load_weights: False: random weights.
         dtype: The weights' dtype or a policy; default: Keras' own.
         image_processor: Of `model.processor`; default: what the folder of `vision` says.
+        language_config: Arguments of `LanguageDecoder` that its folder does not know, such as
+            `cross_attention_every`; the cross-attention is new, its gates are closed.
         **arguments: Further ones of the class, such as `projector_config` and `resampler_config`
             of `GhostVis`; the projector's `output_dim` is filled in.
 
@@ -63,36 +71,62 @@ def from_backbones(
     vision_folder, vision_format, vision_config = _part(
         vision, "vision", cls.vision_class, load_weights
     )
-    language_folder, language_format, language_config = _part(
+    language_folder, language_format, folder_config = _part(
         language, "language", LanguageDecoder, load_weights
     )
     tokenizer = tokenizer_of(language_folder if tokenizer is None else tokenizer)
-    (image_token_id,) = tokenizer.add_special_tokens([IMAGE_MARK])
+    images = image_processor
+    if images is None:
+        settings = read_json(vision_folder / PREPROCESSOR_FILE)
+        images = image_processor_from_preprocessor_config(settings)
+    marks = _marks(arguments.get("architecture", "decoder"), tokenizer, images)
     vision_arguments, vision_keys = _vision(vision_format, vision_config)
-    language_arguments = language_format.arguments(language_config)
+    language_arguments = language_format.arguments(folder_config)
     rows = language_arguments.pop("vocab_size")
     arguments = {
         **_projection(
             cls, vision_arguments, language_arguments, scale_factor, projection_config, arguments
         ),
+        **marks,
         "vision_config": vision_arguments,
-        "language_config": language_arguments,
+        "language_config": {**language_arguments, **(language_config or {})},
         "vocab_size": max(rows, tokenizer.vocab_size),
-        "image_token_id": image_token_id,
         "dtype": dtype,
     }
     sources = [
         Source(vision_folder, vision_keys, "vision_encoder"),
-        Source(language_folder, language_format.key_map, "language_decoder", True),
+        Source(
+            language_folder,
+            language_format.key_map,
+            "language_decoder",
+            extend_vocabulary=True,
+            new_weights=NEW_WEIGHTS,
+        ),
     ]
-    images = image_processor
-    if images is None:
-        settings = read_json(vision_folder / PREPROCESSOR_FILE)
-        images = image_processor_from_preprocessor_config(settings)
     model = build(cls, arguments, *(sources if load_weights else ()))
-    model.stop_ids = stop_ids_of(language_folder, language_config)
-    model.processor = checked_processor(model, tokenizer, template, images, IMAGE_MARK)
+    model.stop_ids = stop_ids_of(language_folder, folder_config)
+    mark = None if model.image_token_id is None else IMAGE_MARK
+    model.processor = checked_processor(model, tokenizer, template, images, mark)
     return model
+
+
+def _marks(architecture: str, tokenizer, images) -> dict:
+    """Return a class's arguments that name tokens, which the tokenizer gets here.
+
+    Raises:
+        ValueError: if images to be read by cross-attention have no tags.
+    """
+    found = {"image_token_id": None}
+    if architecture != "cross_attention":
+        (found["image_token_id"],) = tokenizer.add_special_tokens([IMAGE_MARK])
+    if architecture != "decoder":
+        if not isinstance(images, NVLMImageProcessor):
+            raise ValueError(
+                f"architecture={architecture!r} needs tiles with tags: give image_processor="
+                f"NVLMImageProcessor(...), not {type(images).__name__}."
+            )
+        found["tile_tag_ids"] = tokenizer.add_special_tokens(images.tags)
+    return found
 
 
 def _vision(found: Format, config: dict) -> tuple[dict, KeyMap]:

@@ -23,12 +23,15 @@ class Source:
         key_map: The table of its keys.
         part: The model's attribute that gets them; None: the model itself.
         extend_vocabulary: See `load_weights`.
+        new_weights: A regular expression: weights whose paths below the part have it are not in the
+            file and get random values.
     """
 
     path: str | os.PathLike
     key_map: KeyMap
     part: str | None = None
     extend_vocabulary: bool = False
+    new_weights: str | None = None
 
     def owner(self, model: keras.layers.Layer) -> keras.layers.Layer:
         """Return the part of a model that gets these weights."""
@@ -57,13 +60,19 @@ def build(make: Callable[..., keras.layers.Layer], arguments: dict, *sources: So
         _check_blocks(arguments, checkpoints)
         made = without_weights(create)
         bindings = [
-            check_weights(source.owner(made), file, source.key_map, source.extend_vocabulary)
+            check_weights(
+                source.owner(made),
+                file,
+                source.key_map,
+                source.extend_vocabulary,
+                source.new_weights,
+            )
             for source, file in zip(sources, checkpoints, strict=True)
         ]
         for source, file, bound in zip(sources, checkpoints, bindings, strict=True):
             assign_weights(source.owner(made), file, bound, _initialize)
     for variable in made.variables:
-        if variable._value is None:  # The seeds of dropout, which no file holds.
+        if variable._value is None:  # New weights, and the seeds of dropout: no file holds them.
             variable._deferred_initialize()
     return made
 

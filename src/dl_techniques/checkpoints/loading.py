@@ -1,6 +1,7 @@
 """Loads a checkpoint into a layer or model: everything of it, or nothing and every reason why."""
 
 import os
+import re
 from collections.abc import Callable
 
 import keras
@@ -90,16 +91,22 @@ def check_weights(
     checkpoint: Checkpoint,
     key_map: KeyMap | str,
     extend_vocabulary: bool = False,
+    new_weights: str | None = None,
 ) -> list[Binding]:
     """Return which keys go to which weights; see `load_weights`.
 
-    Only the shapes and dtypes of the weights are looked at, not their values.
+    Only the shapes and dtypes of the weights are looked at, not their values. Weights whose paths
+    have the regular expression `new_weights` need no key.
 
     Raises:
         ValueError: naming all that does not fit.
     """
     key_map = key_map_of(key_map).layout_of(checkpoint.keys())
-    variables = variables_of(owner)
+    variables = {
+        path: variable
+        for path, variable in variables_of(owner).items()
+        if new_weights is None or not re.search(new_weights, path)
+    }
     bindings = bind(key_map, variables, key_map.prefix_in(checkpoint.keys()))
     problems = _key_problems(checkpoint, key_map, bindings)
     for binding in bindings:

@@ -137,4 +137,6 @@ def checked_processor(model, tokenizer, template, images, image_token) -> VQADat
         image_token_id=model.image_token_id,
         tokens_per_image=0 if found is None else model.tokens_per_image,
         image_processor=images,
+        # NVLM-H reads the other tiles by cross-attention.
+        placeholder_tiles="last" if getattr(model, "architecture", "") == "hybrid" else "all",
     )
