@@ -65,6 +65,31 @@ def generate(
 
 
 @app.command()
+def look(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Training run, preset folder, or hf://owner/name.")
+    ],
+    image: Annotated[Path, typer.Argument(help="Picture file.")],
+    prompt: Annotated[str, typer.Option(help="What to ask about it.")],
+    output: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("look"),
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hf://owner/name, if the checkpoint has none.")
+    ] = None,
+):
+    """Draw where an answer looks, the tiles, the image tokens' words, and resampler queries."""
+    from dl_techniques.cli_loading import load_answering
+    from dl_techniques.visualization.look import look
+
+    answer, paths = look(
+        load_answering(checkpoint, tokenizer), image, prompt, output, max_new_tokens
+    )
+    typer.echo(answer)
+    for path in paths:
+        typer.echo(f"{path} written.")
+
+
+@app.command()
 def convert(
     source: Annotated[
         str, typer.Argument(help="Training run, .keras file, folder, or hf://owner/name.")

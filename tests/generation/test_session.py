@@ -15,16 +15,14 @@ from tiny_chat import (
     user,
 )
 from tiny_models import TOKENS_PER_IMAGE, tiny_nanovlm
-from tiny_nvlm import LANGUAGE, TOKENS, tiny_nvlm
+from tiny_nvlm import tiny_nvlm
+from tiny_nvlm_chat import nvlm_chat_model
 
-from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.generation import BeamSearch, Sampler, Session
 from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.engine import TOKEN_BUCKET
 from dl_techniques.generation.prompts import Prompt
 from dl_techniques.generation.session import has_sessions
-from dl_techniques.preprocessing.image_processors import NVLMImageProcessor
-from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 
 NEW = 12
 OPTIONS = {"logits_processors": [letters], "return_logprobs": True}
@@ -255,28 +253,8 @@ def _prompt(model, messages):
 
 @pytest.fixture(scope="module", params=["cross_attention", "hybrid"])
 def crossing(request):
-    """An NVLM that reads tiles by cross-attention; wide pictures have two, and a thumbnail."""
-    tokenizer = CharacterTokenizer(CHARACTERS)
-    images = NVLMImageProcessor(image_size=16, max_num=2)
-    tokenizer.add_special_tokens(["<|image|>", *images.tags])
-    special = tokenizer.special_tokens
-    placed = request.param == "hybrid"
-    model = tiny_nvlm(
-        request.param,
-        vocab_size=tokenizer.vocab_size,
-        tile_tag_ids=[special[tag] for tag in images.tags],
-        language_config=LANGUAGE | {"cross_attention_every": 2, "max_positions": 256},
-        **({"image_token_id": special["<|image|>"]} if placed else {}),
-    )
-    model.processor = VQADataProcessor(
-        16,
-        tokenizer=tokenizer,
-        image_token_id=special["<|image|>"] if placed else None,
-        tokens_per_image=TOKENS if placed else 0,
-        image_processor=images,
-        placeholder_tiles="last" if placed else "all",
-    )
-    return model
+    """An NVLM that reads tiles by cross-attention."""
+    return nvlm_chat_model(request.param)
 
 
 def only_letters(logits, ids, i):

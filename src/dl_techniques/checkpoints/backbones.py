@@ -39,8 +39,9 @@ def from_backbones(
     """Return a model of two published parts and a new projection between them.
 
     The tokenizer gets the token `<|image|>`, and where a model reads tiles by cross-attention
-    (`NVLM` with another `architecture` than "decoder") a token for each tag. The vocabulary grows by the rows that it lacks, each
-    the mean of the others, and is never shrunk; a tied head stays tied.
+    (`NVLM` with another `architecture` than "decoder") a token for each tag. The vocabulary grows
+    by the rows that it lacks, each the mean of the others, and is never shrunk; a tied head stays
+    tied.
 
     Of CLIP the last layer is left out and the class token dropped, as in LLaVA; of InternViT the
     class token is dropped.

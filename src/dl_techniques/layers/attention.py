@@ -127,13 +127,7 @@ class GroupedQueryAttention(ConfiguredLayer):
         keys_values=None,
         training=None,
     ):
-        query = self._normed_heads(self.q_proj(x), self.num_heads, self.q_norm)
-        key, value = self.project_context(x) if keys_values is None else keys_values
-        if self.rotary_embedding is not None and keys_values is None:
-            if positions is None:
-                positions = ops.expand_dims(ops.arange(ops.shape(x)[1]), 0)
-            query = self.rotary_embedding(query, positions)
-            key = self.rotary_embedding(key, positions)
+        query, key, value = self._query_key_value(x, positions, keys_values)
         if cache is not None:
             if attention_mask is None or cache_index is None:
                 raise ValueError("A cache needs cache_index and an attention_mask over its slots.")
@@ -145,6 +139,25 @@ class GroupedQueryAttention(ConfiguredLayer):
         batch, length = ops.shape(x)[:2]
         out = self.o_proj(ops.reshape(out, (batch, length, self.num_heads * self.head_dim)))
         return out if cache is None else (out, cache)
+
+    def attention_weights(self, x, positions=None, attention_mask=None, keys_values=None):
+        """Return float32[B, num_heads, T, S]: how much each token attends to each.
+
+        The arguments are those of a call. A token that may look nowhere has weights of zero.
+        """
+        query, key, _ = self._query_key_value(x, positions, keys_values)
+        weights = self._weights(query, key, attention_mask)
+        return weights if attention_mask is None else ops.where(attention_mask, weights, 0.0)
+
+    def _query_key_value(self, x, positions, keys_values):
+        query = self._normed_heads(self.q_proj(x), self.num_heads, self.q_norm)
+        key, value = self.project_context(x) if keys_values is None else keys_values
+        if self.rotary_embedding is not None and keys_values is None:
+            if positions is None:
+                positions = ops.expand_dims(ops.arange(ops.shape(x)[1]), 0)
+            query = self.rotary_embedding(query, positions)
+            key = self.rotary_embedding(key, positions)
+        return query, key, value
 
     def project_context(self, context):
         """Return the keys and values, float[B, S, num_kv_heads, head_dim], of float[B, S, D]."""
@@ -176,15 +189,18 @@ class GroupedQueryAttention(ConfiguredLayer):
 
     def _attend_explicitly(self, query, key, value, mask, training):
         # ops.dot_product_attention cannot drop attention weights.
+        weights = ops.cast(self._weights(query, key, mask), self.compute_dtype)
+        weights = self.attention_dropout(weights, training=training)
+        return ops.einsum("bnts,bsnh->btnh", weights, self._for_each_head(value))
+
+    def _weights(self, query, key, mask):
         # Scaled before the product, which could overflow in float16.
         query = query / math.sqrt(self.head_dim)
         scores = ops.einsum("btnh,bsnh->bnts", query, self._for_each_head(key))
         scores = ops.cast(scores, "float32")
         if mask is not None:
             scores = ops.where(mask, scores, -1e30)
-        weights = ops.cast(ops.softmax(scores, axis=-1), self.compute_dtype)
-        weights = self.attention_dropout(weights, training=training)
-        return ops.einsum("bnts,bsnh->btnh", weights, self._for_each_head(value))
+        return ops.softmax(scores, axis=-1)
 
     def _for_each_head(self, x):
         groups = self.num_heads // self.num_kv_heads

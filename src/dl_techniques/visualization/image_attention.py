@@ -1,0 +1,158 @@
+"""How much each text token attends to each place of each image."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from keras import ops
+
+from dl_techniques.layers.attention_mask import attention_rule
+
+
+def image_attention(model, inputs: Mapping) -> np.ndarray:
+    """Return float32[S, I, rows, columns] for one row of a batch.
+
+    Entry [s, i] is the share of text token s's attention that falls on each place of image i: the
+    mean over heads and decoder blocks. Where images are read by cross-attention, the mean over its
+    blocks is added. A resampler's tokens have no places of their own: their shares are spread over
+    what they read.
+
+    Attention says what a token could read, not what the answer depends on.
+
+    Args:
+        model: A `VisionLanguageModel`.
+        inputs: A batch of one row with `images`; see `VisionLanguageModel`.
+
+    Raises:
+        ValueError: more rows than one, or no image.
+    """
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    if len(inputs["text_tokens"]) != 1 or np.size(inputs.get("images", ())) == 0:
+        raise ValueError("image_attention needs one row with at least one image.")
+    model.batch_checks.check(inputs)
+    images = ops.convert_to_tensor(inputs["images"])
+    images = images[:, None] if len(images.shape) == 4 else images
+    embeds = model.encode_vision(images)
+    count, tokens = embeds.shape[1:3]
+    fused = model.embed({**inputs, "images": None, "vision_embeds": embeds})
+    own, crossed = _decoder_attention(model.language_decoder, fused)
+    text = np.asarray(inputs["text_tokens"])[0]
+    shares = np.zeros((len(text), count, tokens), "float32")
+    for image, places in _image_places(model, inputs, text, count, tokens).items():
+        shares[:, image] += own[-len(text) :, places]
+    if crossed is not None:
+        by_image = crossed.reshape(len(text), count, -1)
+        shares += by_image[..., -tokens:]  # A hybrid model's tag comes first.
+    maps = query_maps(model, images[0])
+    if maps is None:
+        return _as_grid(shares, _patches(model, images[0]))
+    return np.einsum("sit,itrc->sirc", shares, maps)
+
+
+def query_maps(model, images) -> np.ndarray | None:
+    """Return float32[I, T, rows, columns]: what each token of a resampler reads of each image.
+
+    Args:
+        model: A `VisionLanguageModel`.
+        images: float[I, H, W, 3].
+
+    Returns:
+        The attention of the last block of the resampler, or of the compressor, the mean over its
+        heads; None for models without one.
+    """
+    connector = model.modality_projection
+    resampler = getattr(connector, "vision_resampler", None)
+    compressor = getattr(connector, "vision_compressor", None)
+    if compressor is None and (resampler is None or resampler.mode == "avgpool"):
+        return None
+    tokens = model.vision_encoder(images)
+    if connector.pixel_shuffle is not None:
+        tokens = connector.pixel_shuffle(tokens)
+    reader = resampler if compressor is None else compressor
+    queries = ops.cast(reader.queries, tokens.dtype)[None]
+    queries = ops.broadcast_to(queries, (tokens.shape[0], *queries.shape[1:]))
+    if compressor is not None:
+        weights = _context_weights(compressor.attention, queries, tokens)
+    else:
+        *earlier, last = resampler.blocks
+        for block in earlier:
+            queries = block(queries, tokens)
+        queries, tokens = last.query_norm(queries), last.token_norm(tokens)
+        weights = _context_weights(last.attention, queries, tokens)
+    return _as_grid(weights, _patches(model, images))
+
+
+def _decoder_attention(decoder, fused: dict) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return float32[S, S] of self-attention and float32[S, V] of cross-attention, or None."""
+    x, context, context_mask = fused["inputs"], fused.get("context"), fused.get("context_mask")
+    length = x.shape[1]
+    mask, positions = attention_rule(
+        ops.arange(length, dtype="int32"),
+        length,
+        fused.get("attention_mask"),
+        image_ids=fused.get("image_ids"),
+    )
+    own, crossed = [], []
+    for block in decoder.blocks:
+        normed = block.input_norm(x)
+        own.append(_mean_of_heads(block.attention.attention_weights(normed, positions, mask)))
+        seen = context if block.cross_attention else None
+        if seen is not None:
+            cross = block.cross_block
+            middle = cross.norm(x + block.attention(normed, positions, mask))
+            crossed.append(_context_weights(cross.attention, middle, seen, context_mask)[0])
+        x = block(x, positions, mask, context_mask, seen)
+    own = np.mean(own, axis=0)[0]
+    return own, np.mean(crossed, axis=0) if crossed else None
+
+
+def _context_weights(attention, x, context, mask=None) -> np.ndarray:
+    """Return float32[B, T, S] of attention to other tokens."""
+    keys_values = attention.project_context(context)
+    weights = attention.attention_weights(x, attention_mask=mask, keys_values=keys_values)
+    return _mean_of_heads(weights)
+
+
+def _mean_of_heads(weights) -> np.ndarray:
+    return ops.convert_to_numpy(ops.mean(weights, axis=1))
+
+
+def _image_places(model, inputs, text, count: int, tokens: int) -> dict[int, np.ndarray]:
+    """Return image -> the places of its tokens in the decoder's sequence."""
+    if model.fusion == "prefix":
+        return dict(enumerate(np.arange(count * tokens).reshape(count, tokens)))
+    if model.image_token_id is None:
+        return {}
+    runs = np.flatnonzero(text == model.image_token_id).reshape(-1, tokens)
+    if getattr(model, "architecture", "decoder") == "decoder":
+        return dict(enumerate(runs))
+    tags = inputs.get("image_tags")
+    if tags is None:
+        found = np.isin(text, model.tile_tag_ids)
+        tags = np.where(found, np.cumsum(found), 0)[None]
+    tags = np.asarray(tags)[0]
+    return {int(tags[run[0] - 1]) - 1: run for run in runs}
+
+
+def _patches(model, images) -> tuple[int, int]:
+    """Return the rows and columns of patches of float[I, H, W, 3]."""
+    size = model.vision_encoder.patch_embedding.patch_size
+    return images.shape[1] // size, images.shape[2] // size
+
+
+def _as_grid(shares: np.ndarray, patches: tuple[int, int]) -> np.ndarray:
+    """Return [..., rows, columns] of [..., N] tokens of an image, without its class token.
+
+    Raises:
+        ValueError: if the tokens make no grid.
+    """
+    count = shares.shape[-1]
+    for factor in range(1, min(patches) + 1):
+        rows, columns = (side // factor for side in patches)
+        if count - rows * columns in (0, 1):
+            break
+    else:
+        rows = columns = math.isqrt(count)
+        if rows * columns != count:
+            raise ValueError(f"{count} image tokens are no grid of {patches} patches.")
+    return shares[..., count - rows * columns :].reshape(*shares.shape[:-1], rows, columns)

@@ -1,0 +1,107 @@
+"""Shares of attention on the places of images, for every way in which images are read."""
+
+import numpy as np
+import pytest
+from keras import ops
+from tiny_families import FAMILY_CASES, family_batch, family_model
+from tiny_models import IMAGE_ID, TOKENS_PER_IMAGE, fill, mixed_batch, run, tiny_nanovlm
+
+from dl_techniques.layers import GroupedQueryAttention
+from dl_techniques.visualization import image_attention as module
+from dl_techniques.visualization.image_attention import image_attention, query_maps
+
+
+def one_row(batch, row=0):
+    return {name: value[row : row + 1] for name, value in batch.items()}
+
+
+@pytest.mark.parametrize("rope_theta", [None, 100.0])
+def test_weights_are_those_of_the_call(rope_theta):
+    layer = GroupedQueryAttention(16, 4, 2, rope_theta=rope_theta)
+    layer.build((None, None, 16))
+    fill(layer)
+    x = np.random.default_rng(0).standard_normal((2, 5, 16)).astype("float32")
+    mask = np.tril(np.ones((5, 5), bool))[None, None]
+    mask = np.repeat(mask, 2, axis=0)
+    mask[1, :, 2] = False  # Looks nowhere.
+
+    def attended(x, mask):
+        weights = layer.attention_weights(x, attention_mask=mask)
+        value = ops.repeat(layer.project_context(x)[1], 2, axis=2)
+        out = ops.einsum("bnts,bsnh->btnh", weights, value)
+        return layer.o_proj(ops.reshape(out, (2, 5, 16))), weights, layer(x, attention_mask=mask)
+
+    by_weights, weights, expected = run(attended, x, mask)
+    np.testing.assert_allclose(by_weights, expected, rtol=1e-5, atol=1e-5)
+    assert (weights[~np.broadcast_to(mask, weights.shape)] == 0).all()
+    sums = weights.sum(-1)
+    np.testing.assert_allclose(sums, np.broadcast_to(mask.any(-1), sums.shape), atol=1e-6)
+
+
+def test_images_in_the_sequence_are_seen_from_behind_alone():
+    model, batch = tiny_nanovlm(), one_row(mixed_batch())
+    found = image_attention(model, batch)
+    assert found.shape == (16, 2, 2, 2)
+    own, crossed = module._decoder_attention(model.language_decoder, model.embed(batch))
+    assert crossed is None
+    places = np.flatnonzero(batch["text_tokens"][0] == IMAGE_ID)
+    np.testing.assert_allclose(found.reshape(16, -1), own[:, places], rtol=1e-5)
+    np.testing.assert_allclose(own.sum(-1), 1, rtol=1e-5)
+    for image, start in enumerate((1, 5)):
+        assert (found[:start, image] == 0).all()
+        assert (found[start + TOKENS_PER_IMAGE :, image] > 0).all()
+
+
+def test_images_before_the_text():
+    model, batch = tiny_nanovlm("prefix"), one_row(mixed_batch())
+    batch["text_tokens"] = np.where(batch["text_tokens"] == IMAGE_ID, 5, batch["text_tokens"])
+    found = image_attention(model, batch)
+    assert found.shape == (16, 2, 2, 2) and (found > 0).all()
+    # Later tokens have more text to look at beside the images, and all of it is at most 1.
+    assert (found.sum((1, 2, 3)) < 1).all()
+
+
+@pytest.mark.parametrize("case", FAMILY_CASES)
+def test_every_family(case):
+    model, (batch, _) = family_model(case), family_batch(case)
+    batch = one_row(batch)
+    found = image_attention(model, batch)
+    assert found.shape[:2] == (batch["text_tokens"].shape[1], batch["images"].shape[1])
+    assert np.isfinite(found).all() and (found >= 0).all() and found[-1].sum() > 0
+    maps = query_maps(model, ops.convert_to_tensor(batch["images"][0]))
+    tokens = model.tokens_per_image
+    if case in ("ghostvis", "nvlm_d"):
+        assert maps.shape == (batch["images"].shape[1], tokens, 4, 4)
+        np.testing.assert_allclose(maps.sum((2, 3)), 1, rtol=1e-5)
+        assert found.shape[2:] == (4, 4)
+    else:
+        assert maps is None and found.shape[2:] == (2, 2)
+
+
+def test_a_tag_looks_at_its_own_tile():
+    model, (batch, _) = family_model("nvlm_x"), family_batch("nvlm_x")
+    batch = one_row(batch)
+    found = image_attention(model, batch).sum((2, 3))
+    tags = [int(np.flatnonzero(batch["text_tokens"][0] == tag)[0]) for tag in model.tile_tag_ids]
+    for image, place in enumerate(tags):
+        np.testing.assert_allclose(found[place].sum(), found[place, image], rtol=1e-6)
+        assert found[place, image] == pytest.approx(1, rel=1e-5)
+    assert (found[: tags[0]] == 0).all() and (found[tags[1] + 1 :] > 0).all()
+
+
+def test_grids():
+    shares = np.arange(2 * 6.0).reshape(2, 6)
+    np.testing.assert_array_equal(module._as_grid(shares, (2, 3))[1], [[6, 7, 8], [9, 10, 11]])
+    np.testing.assert_array_equal(module._as_grid(shares, (4, 6)), shares.reshape(2, 2, 3))
+    with_class_token = np.arange(5.0)
+    np.testing.assert_array_equal(module._as_grid(with_class_token, (4, 4)), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(module._as_grid(np.arange(9.0), (7, 7)).shape, (3, 3))
+    with pytest.raises(ValueError, match="7 image tokens are no grid"):
+        module._as_grid(np.arange(7.0), (4, 4))
+
+
+def test_what_is_refused():
+    model, batch = tiny_nanovlm(), mixed_batch()
+    for wrong in (batch, {"text_tokens": np.ones((1, 4), "int32")}):
+        with pytest.raises(ValueError, match="one row with at least one image"):
+            image_attention(model, wrong)
