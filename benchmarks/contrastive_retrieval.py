@@ -24,6 +24,7 @@ from dl_techniques.datasets.shapes_scene import (
     render_scene,
     split_of,
 )
+from dl_techniques.evaluation.alignment import alignment
 from dl_techniques.losses import NanoVLMLoss
 from dl_techniques.losses.contrastive_loss import pool_text
 from dl_techniques.models.contrast import caption_states, image_vectors
@@ -98,11 +99,8 @@ def retrieval(model: NanoVLM, inputs: dict, labels: np.ndarray) -> float:
     """Return the share of pictures whose nearest caption, by cosine, is their own."""
     images = image_vectors(model.encode_vision(inputs["images"])[:, None], image_counts(inputs))
     texts = pool_text(caption_states(model, inputs), labels >= 0)
-    cosines = keras.ops.matmul(
-        keras.ops.normalize(images), keras.ops.transpose(keras.ops.normalize(texts))
-    )
-    nearest = keras.ops.convert_to_numpy(keras.ops.argmax(cosines, axis=1))
-    return float(np.mean(nearest == np.arange(len(labels))))
+    images, texts = map(keras.ops.convert_to_numpy, (images, texts))
+    return alignment(images, texts)["image_to_text@1"]
 
 
 def main():
