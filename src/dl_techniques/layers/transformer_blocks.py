@@ -131,15 +131,17 @@ class EncoderBlock(ConfiguredLayer):
                 part.build(x_shape)
 
     def call(self, x, training=None):
-        # Tokens are rows of a matrix: of three axes XLA stores the batch innermost on a GPU, where
-        # the gradient of the positions sums over it, and turns the array around in every norm.
-        shape, as_rows = ops.shape(x), (-1, self.hidden_dim)
-        x = ops.reshape(x, as_rows)
-        normed = ops.reshape(self.norm1(x), shape)
-        attended = ops.reshape(self.attention(normed, training=training), as_rows)
-        x = x + (attended if self.ls1 is None else self.ls1(attended))
-        out = self.mlp(self.norm2(x), training=training)
-        return ops.reshape(x + (out if self.ls2 is None else self.ls2(out)), shape)
+        # The stream is a matrix: of three axes XLA stores the batch innermost on a GPU, where the
+        # gradient of the positions sums over it, and turns the array around in every norm.
+        shape, matrix = ops.shape(x), (-1, self.hidden_dim)
+
+        def added(x, norm, part, scale):
+            out = part(ops.reshape(norm(x), shape), training=training)
+            out = ops.reshape(out, matrix)
+            return x + (out if scale is None else scale(out))
+
+        x = added(ops.reshape(x, matrix), self.norm1, self.attention, self.ls1)
+        return ops.reshape(added(x, self.norm2, self.mlp, self.ls2), shape)
 
     def compute_output_shape(self, x_shape):
         return x_shape
