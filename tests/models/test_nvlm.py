@@ -6,8 +6,6 @@ import pytest
 from tiny_models import logits, numpy, run
 from tiny_nvlm import PLACEHOLDER, TAG_IDS, TOKENS, VOCAB, batch, gates_of, tiny_nvlm
 
-from dl_techniques.generation.prompts import Prompt
-from dl_techniques.generation.session import Session
 from dl_techniques.losses import NanoVLMLoss
 from dl_techniques.models.language_decoder import LanguageDecoder
 from dl_techniques.models.nvlm import NVLM, NVLM_CONFIGS
@@ -299,10 +297,3 @@ def test_unknown_names_and_periods():
     with pytest.raises(ValueError, match="has no cross-attention"):
         decoder = LanguageDecoder(VOCAB, 24, 1, 4, 32)
         decoder(np.ones((1, 2), "int32"), context=np.ones((1, 2, 24), "float32"))
-
-
-@pytest.mark.parametrize("name", READING)
-def test_sessions_are_refused(name, models):
-    prompt = Prompt([9, 10], [], [], [])
-    with pytest.raises(ValueError, match="images are all in the sequence"):
-        Session().begin(models[name], prompt, 4)
