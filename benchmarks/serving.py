@@ -1,11 +1,13 @@
-"""Times the serving engine with the 222M NanoVLM: clients that come and go, and one alone.
+"""Times the serving engine with a trained run: more and more clients, some of whom leave.
 
-    KERAS_BACKEND=jax python benchmarks/serving.py [--clients 8] [--questions 4]
+    KERAS_BACKEND=jax python benchmarks/serving.py runs/demo [--clients 1,4,16,64] [--requests 10]
 
-float32, random weights, greedy. Every client asks its questions one after the other, each about a
-picture of its own, with answers of 24 to 64 tokens (random weights do not end them). `alone` are
-the same questions of a single client; both run twice, and the second time counts, as the first one
-compiles. New tokens/s are of all clients together, from the first question to the last answer.
+Each client asks its questions one after the other, about pictures of shapes that it draws for
+itself; every fifth request is given up, half of them before the first token. Every other answer is
+compared with the one that `generate` gives to the same question alone. Each number of clients runs
+twice, and the second time counts, as the first one compiles. Printed are new tokens/s of all
+clients together (of answers that were waited for), the ratio to one client's, requests/s, the time
+to the first token (median and 95th percentile) and how many answers were wrong.
 """
 
 import argparse
@@ -14,71 +16,117 @@ import time
 
 import numpy as np
 
-IMAGE_SIZE, TOKENS, VOCABULARY = 224, 49, 49152
+QUESTIONS = (
+    "How many objects are there?",
+    "Is there a red circle?",
+    "What colour is the largest object in the picture, and what shape does it have?",
+    "Count.",
+)
+DIFFERENT = 40
 
 
-def served_engine(rows: int):
-    """Return an engine of a model with random weights."""
-    from dl_techniques.datasets.vqa_dataset import VQADataProcessor
-    from dl_techniques.models.nano_vlm import create_nanovlm_222m
-    from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
-    from dl_techniques.serving.engine import ServingEngine
+def different_questions(size: int) -> list[list[dict]]:
+    """Return conversations about pictures of shapes, of one and two turns."""
+    from dl_techniques.datasets.shapes_scene import draw_plan, draw_scene, render_scene
 
-    tokenizer = CharacterTokenizer(VOCABULARY - 1)
-    (image_id,) = tokenizer.add_special_tokens(["<|image|>"])
-    model = create_nanovlm_222m(image_token_id=image_id, vocab_size=VOCABULARY)
-    model.processor = VQADataProcessor(
-        IMAGE_SIZE, tokenizer=tokenizer, image_token_id=image_id, tokens_per_image=TOKENS
-    )
-    return ServingEngine(model, rows, max_per_client=rows, max_new_tokens=64)
-
-
-def requests_of(client: int, questions: int):
-    """Return a client's questions."""
-    from dl_techniques.serving.requests import ChatRequest
-
-    generator = np.random.default_rng(client)
-    picture = generator.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    messages = [{"role": "user", "content": f"What is it, {client}?", "image": picture}]
-    lengths = generator.integers(24, 65, questions)
-    return [ChatRequest(messages, int(n), client=str(client)) for n in lengths]
+    rng = np.random.default_rng(0)
+    conversations = []
+    for k in range(DIFFERENT):
+        picture = render_scene(draw_scene(rng, draw_plan(rng)), size, rng)
+        messages = [{"role": "user", "content": QUESTIONS[k % 4], "image": picture}]
+        if k % 5 == 0:
+            messages += [
+                {"role": "assistant", "content": "2"},
+                {"role": "user", "content": QUESTIONS[(k + 1) % 4]},
+            ]
+        conversations.append(messages)
+    return conversations
 
 
-def time_clients(engine, work) -> tuple[float, float]:
-    """Return new tokens/s, and the mean time to the first token in s."""
-    tickets = []
+class Load:
+    """Clients that ask at the same time.
 
-    def ask(requests):
-        for request in requests:
-            ticket = engine.submit(request)
-            ticket.result()
-            tickets.append(ticket)
+    Args:
+        engine: A `ServingEngine`.
+        asked: Conversations.
+        answers: What is right for each.
+        requests: Of each client.
+    """
 
-    threads = [threading.Thread(target=ask, args=(requests,)) for requests in work]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - began
-    first = np.mean([ticket.first - ticket.began for ticket in tickets])
-    return sum(ticket.new_tokens for ticket in tickets) / seconds, float(first)
+    def __init__(self, engine, asked, answers, requests: int):
+        self._engine, self._asked, self._answers = engine, asked, answers
+        self._requests = requests
+
+    def run(self, clients: int) -> dict:
+        """Return the figures of one run."""
+        self._tickets, self._right, self._given_up = [], [], []
+        threads = [threading.Thread(target=self._client, args=(k,)) for k in range(clients)]
+        began = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.perf_counter() - began
+        firsts = [ticket.first - ticket.began for ticket in self._tickets]
+        return {
+            "tokens": sum(ticket.new_tokens for ticket in self._tickets) / seconds,
+            "requests": len(self._tickets) / seconds,
+            "p50": float(np.median(firsts)),
+            "p95": float(np.percentile(firsts, 95)),
+            "wrong": self._right.count(False),
+            "lost": clients * self._requests - len(self._tickets) - len(self._given_up),
+        }
+
+    def _client(self, client):
+        from dl_techniques.serving.requests import ChatRequest
+
+        for k in range(self._requests):
+            place = (7 * client + k) % len(self._asked)
+            ticket = self._engine.submit(ChatRequest(self._asked[place], client=str(client)))
+            if (client + k) % 5 == 0:
+                if k % 2:
+                    next(iter(ticket), None)
+                ticket.cancel()
+                self._given_up.append(ticket)
+                continue
+            self._right.append(ticket.result() == self._answers[place])
+            self._tickets.append(ticket)
 
 
 def main():
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--questions", type=int, default=4)
-    arguments = parser.parse_args()
-    engine = served_engine(arguments.clients)
-    together = [requests_of(k, arguments.questions) for k in range(arguments.clients)]
-    alone = [[request for requests in together for request in requests]]
-    print(f"{'clients':>8s} {'new tokens/s':>13s} {'first token, s':>15s}")
-    for work in (alone, together):
-        time_clients(engine, work)
-        speed, first = time_clients(engine, work)
-        print(f"{len(work):8d} {speed:13.1f} {first:15.2f}")
+    parser.add_argument("run")
+    parser.add_argument("--clients", default="1,4,16,64")
+    parser.add_argument("--requests", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=16)
+    options = parser.parse_args()
+    from dl_techniques.cli_loading import load_answering
+    from dl_techniques.serving.engine import ServingEngine
+
+    model = load_answering(options.run)
+    asked = different_questions(model.image_size[0])
+    answers = [model.generate(messages, 32) for messages in asked]
+    numbers = [int(number) for number in options.clients.split(",")]
+    engine = ServingEngine(
+        model, options.rows, max_waiting=4 * max(numbers), max_per_client=4, max_new_tokens=32
+    )
+    load = Load(engine, asked, answers, options.requests)
+    print(
+        f"{'clients':>8}{'tokens/s':>10}{'ratio':>7}{'requests/s':>12}{'p50 s':>8}{'p95 s':>8}"
+        f"{'wrong':>7}{'lost':>6}"
+    )
+    one = None
+    for clients in numbers:
+        load.run(clients)
+        found = load.run(clients)
+        one = one or found["tokens"]
+        print(
+            f"{clients:>8}{found['tokens']:>10.1f}{found['tokens'] / one:>7.2f}"
+            f"{found['requests']:>12.1f}{found['p50']:>8.3f}{found['p95']:>8.3f}"
+            f"{found['wrong']:>7}{found['lost']:>6}",
+            flush=True,
+        )
     engine.close()
 
 
