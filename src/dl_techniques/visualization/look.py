@@ -8,6 +8,7 @@ from keras import ops
 from PIL import Image, ImageDraw, ImageFont
 
 from dl_techniques.generation.prompts import prompt_batch, read_prompt
+from dl_techniques.generation.text_stream import TextStream
 from dl_techniques.visualization.image_attention import image_attention, query_maps
 
 CELL, MARGIN, LINE = 192, 12, 18
@@ -72,7 +73,10 @@ def look(
     for name, picture in pictures.items():
         paths.append(folder / f"{name}.png")
         picture.save(paths[-1])
-    return processor.decode(new), paths
+    text = TextStream(processor.decode, ())
+    text.push(np.array(new, "int32"))
+    text.finish()
+    return text.text, paths
 
 
 def _nearest_words(model, embeds) -> list[list[str]]:
