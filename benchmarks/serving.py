@@ -5,7 +5,8 @@
 Each client asks its questions one after the other, about pictures of shapes that it draws for
 itself; every fifth request is given up, half of them before the first token. Every other answer is
 compared with the one that `generate` gives to the same question alone. Each number of clients runs
-twice, and the second time counts, as the first one compiles. Printed are new tokens/s of all
+twice, and the second time counts, as the first one compiles; by then all are other clients, and no
+picture is known. Printed are new tokens/s of all
 clients together (of answers that were waited for), the ratio to one client's, requests/s, the time
 to the first token (median and 95th percentile) and how many answers were wrong.
 """
@@ -55,11 +56,13 @@ class Load:
 
     def __init__(self, engine, asked, answers, requests: int):
         self._engine, self._asked, self._answers = engine, asked, answers
-        self._requests = requests
+        self._requests, self._runs = requests, 0
 
     def run(self, clients: int) -> dict:
         """Return the figures of one run."""
         self._tickets, self._right, self._given_up = [], [], []
+        self._runs += 1
+        self._engine.model.vision_cache.clear()
         threads = [threading.Thread(target=self._client, args=(k,)) for k in range(clients)]
         began = time.perf_counter()
         for thread in threads:
@@ -82,7 +85,8 @@ class Load:
 
         for k in range(self._requests):
             place = (7 * client + k) % len(self._asked)
-            ticket = self._engine.submit(ChatRequest(self._asked[place], client=str(client)))
+            request = ChatRequest(self._asked[place], client=f"{self._runs} {client}")
+            ticket = self._engine.submit(request)
             if (client + k) % 5 == 0:
                 if k % 2:
                     next(iter(ticket), None)
