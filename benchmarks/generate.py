@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 from side_by_side import figure, print_report, run_child
-from smolvlm_peer import IMAGE_ID, IMAGE_SIZE, IMAGE_TOKENS, VOCABULARY, smolvlm
+from smolvlm_peer import IMAGE_ID, IMAGE_SIZE, IMAGE_TOKENS, VOCABULARY, smolvlm, smolvlm_inputs
 
 LENGTH, NEW, BATCHES = 128, 64, (1, 8)
 
@@ -58,12 +58,7 @@ def peer_model(precision: str):
     model = smolvlm().eval().to(device, getattr(torch, precision))
 
     def prepared(pixels, ids):
-        inputs = {
-            "pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, None].contiguous(),
-            "input_ids": torch.from_numpy(ids).long(),
-            "attention_mask": torch.ones(ids.shape, dtype=torch.long),
-        }
-        inputs = {name: x.to(device) for name, x in inputs.items()}
+        inputs = smolvlm_inputs(pixels, ids, device=device)
 
         def run(new):
             with torch.inference_mode():

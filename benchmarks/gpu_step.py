@@ -14,11 +14,10 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
 import sys
-import time
 
 import train_step
+from side_by_side import measure, run_child
 
 PUBLISHED_MB = {1: 4449, 64: 20995, 128: 38834, 256: 74561}
 
@@ -49,7 +48,7 @@ def our_steps(options) -> dict:
         optimizer=component_optimizer(optimizers),
     )
     counter = gpu_peak_counter()[0]
-    figures = measured(lambda: trainer.train_step((inputs, labels)), options.rounds)
+    figures = measure(lambda: trainer.train_step((inputs, labels)), options.rounds, warm_up=3)
     flops = model_flops(trainer.model, inputs)
     peak = peak_flops_per_second("bfloat16")
     return {
@@ -64,21 +63,14 @@ def our_steps(options) -> dict:
 def peer_steps(options) -> dict:
     """Measure the peer's step."""
     import torch
-    from smolvlm_peer import smolvlm
+    from smolvlm_peer import smolvlm, smolvlm_inputs
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = smolvlm().train().to(device)
     # Under autocast its connector gives bfloat16, which it writes among float32 embeddings.
     model.model.connector.register_forward_hook(lambda module, args, out: out.float())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    pixels, ids, labels = train_step.batch(options.batch)
-    inputs = {
-        "pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, None].contiguous(),
-        "input_ids": torch.from_numpy(ids).long(),
-        "attention_mask": torch.ones(ids.shape, dtype=torch.long),
-        "labels": torch.from_numpy(labels).long(),
-    }
-    inputs = {name: x.to(device) for name, x in inputs.items()}
+    inputs = smolvlm_inputs(*train_step.batch(options.batch), device)
 
     def step():
         with torch.autocast(device, torch.bfloat16):
@@ -89,33 +81,21 @@ def peer_steps(options) -> dict:
         optimizer.step()
         return loss.item()
 
-    figures = measured(step, options.rounds)
+    figures = measure(step, options.rounds, warm_up=3)
     peak = torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
     return {**figures, "peak_mb": peak}
 
 
-def measured(step, rounds: int, warm_up: int = 3) -> dict:
-    """Return the time of the first call, and the median of those after the warm-up."""
-    times = []
-    for _ in range(warm_up + rounds):
-        began = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - began)
-    return {"first": times[0], "median": sorted(times[warm_up:])[rounds // 2]}
-
-
-def run_child(role: str, backend: str, batch: int, options) -> dict | None:
+def measured_or_none(role: str, backend: str, batch: int, options) -> dict | None:
     """Return what a process of its own measured; None if it ran out of memory."""
-    command = [sys.executable, __file__, "--role", role, "--batch", str(batch)]
-    command += ["--rounds", str(options.rounds), "--optimizer", options.optimizer]
-    command += ["--chunk-size", str(options.chunk_size)]
-    environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        if any(word in done.stderr for word in ("OutOfMemory", "RESOURCE_EXHAUSTED")):
+    more = ["--batch", str(batch), "--optimizer", options.optimizer]
+    more += ["--chunk-size", str(options.chunk_size)]
+    try:
+        return run_child(__file__, role, backend, options.rounds, *more)
+    except RuntimeError as error:
+        if any(word in str(error) for word in ("OutOfMemory", "RESOURCE_EXHAUSTED")):
             return None
-        raise RuntimeError(f"{role} on {backend} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise
 
 
 def main() -> None:
@@ -134,15 +114,17 @@ def main() -> None:
             found = our_steps(options) if options.role == "ours" else peer_steps(options)
         print(json.dumps(found))
         return
+    # What the allocator counts is then what is used.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     backends = [options.backend] if options.backend else ["jax", "torch"]
     print(f"{'batch':>5} {'':12} {'step s':>8} {'ratio':>6} {'first s':>8} {'MFU':>6} {'MB':>8}")
     rows = []
     for batch in map(int, options.batch_sizes.split(",")):
-        peer = run_child("peer", "torch", batch, options)
+        peer = measured_or_none("peer", "torch", batch, options)
         print(f"{batch:>5} {'published':12} {'':31} {PUBLISHED_MB.get(batch, ''):>8}")
         for name, found in [
             ("transformers", peer),
-            *((backend, run_child("ours", backend, batch, options)) for backend in backends),
+            *((backend, measured_or_none("ours", backend, batch, options)) for backend in backends),
         ]:
             rows.append({"batch": batch, "name": name, **(found or {"out_of_memory": True})})
             print(line(batch, name, found, peer), flush=True)

@@ -38,3 +38,17 @@ def smolvlm():
     count = sum(p.numel() for p in model.parameters())
     assert count == 222_081_600, count
     return model
+
+
+def smolvlm_inputs(pixels, ids, labels=None, device: str = "cpu") -> dict:
+    """Return its arguments for NumPy arrays: pixels [B, H, W, 3], ids and labels [B, S]."""
+    import torch
+
+    inputs = {
+        "pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, None].contiguous(),
+        "input_ids": torch.from_numpy(ids).long(),
+        "attention_mask": torch.ones(ids.shape, dtype=torch.long),
+    }
+    if labels is not None:
+        inputs["labels"] = torch.from_numpy(labels).long()
+    return {name: x.to(device) for name, x in inputs.items()}

@@ -11,7 +11,7 @@ import json
 
 import numpy as np
 from side_by_side import figure, measure, print_report, run_child
-from smolvlm_peer import IMAGE_ID, IMAGE_SIZE, IMAGE_TOKENS, VOCABULARY, smolvlm
+from smolvlm_peer import IMAGE_ID, IMAGE_SIZE, IMAGE_TOKENS, VOCABULARY, smolvlm, smolvlm_inputs
 
 BATCH, LENGTH = 2, 128
 
@@ -44,13 +44,7 @@ def peer_step():
 
     model = smolvlm().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    pixels, ids, labels = batch()
-    inputs = {
-        "pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2)[:, None].contiguous(),
-        "input_ids": torch.from_numpy(ids).long(),
-        "attention_mask": torch.ones(ids.shape, dtype=torch.long),
-        "labels": torch.from_numpy(labels).long(),
-    }
+    inputs = smolvlm_inputs(*batch())
 
     def step():
         loss = model(**inputs).loss

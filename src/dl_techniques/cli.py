@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dl_techniques.cli_evaluation import compare, evaluate
-from dl_techniques.cli_loading import load_source
+from dl_techniques.cli_loading import load_answering, load_source
 from dl_techniques.cli_planning import bench, plan
 from dl_techniques.cli_serving import chat, serve
 from dl_techniques.utils.compilation_cache import keep_compiled_programs
@@ -22,6 +22,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train and ask vision-language models (the backend is chosen by KERAS_BACKEND).",
 )
+
+Checkpoint = Annotated[str, typer.Argument(help="Training run, preset folder, or hf://owner/name.")]
+Picture = Annotated[Path, typer.Argument(help="Picture file.")]
+TokenizerSource = Annotated[
+    str | None, typer.Option(help="Folder or hf://owner/name, if the checkpoint has none.")
+]
 
 
 @app.command(
@@ -38,19 +44,15 @@ def train(context: typer.Context):
 
 @app.command()
 def generate(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Training run, preset folder, or hf://owner/name.")
-    ],
-    image: Annotated[Path, typer.Argument(help="Picture file.")],
+    checkpoint: Checkpoint,
+    image: Picture,
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     temperature: Annotated[float, typer.Option(help="0: the likeliest answer.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="0: all ids.")] = 50,
     top_p: Annotated[float, typer.Option()] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or hf://owner/name, if the checkpoint has none.")
-    ] = None,
+    tokenizer: TokenizerSource = None,
 ):
     """Answer a question about a picture with a trained checkpoint."""
     from dl_techniques.generation import Sampler
@@ -66,19 +68,14 @@ def generate(
 
 @app.command()
 def look(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Training run, preset folder, or hf://owner/name.")
-    ],
-    image: Annotated[Path, typer.Argument(help="Picture file.")],
+    checkpoint: Checkpoint,
+    image: Picture,
     prompt: Annotated[str, typer.Option(help="What to ask about it.")],
     output: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("look"),
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or hf://owner/name, if the checkpoint has none.")
-    ] = None,
+    tokenizer: TokenizerSource = None,
 ):
     """Draw where an answer looks, the tiles, the image tokens' words, and resampler queries."""
-    from dl_techniques.cli_loading import load_answering
     from dl_techniques.visualization.look import look
 
     answer, paths = look(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 from tiny_families import FAMILY_CASES, family_batch, family_model
-from tiny_models import IMAGE_ID, TOKENS_PER_IMAGE, fill, mixed_batch, run, tiny_nanovlm
+from tiny_models import IMAGE_ID, TOKENS_PER_IMAGE, fill, mixed_batch, numpy, run, tiny_nanovlm
 
 from dl_techniques.layers import GroupedQueryAttention
 from dl_techniques.visualization import image_attention as module
@@ -89,6 +89,38 @@ def test_a_tag_looks_at_its_own_tile():
     assert (found[: tags[0]] == 0).all() and (found[tags[1] + 1 :] > 0).all()
 
 
+@pytest.mark.parametrize("case", ["ghostvis_pooled", "nvlm_x", "nvlm_h"])
+def test_weights_are_those_with_which_the_model_answers(case, monkeypatch):
+    model, (batch, _) = family_model(case), family_batch(case)
+    batch, call, seen = one_row(batch), GroupedQueryAttention.call, {"own": [], "crossed": []}
+
+    def watched(self, x, positions=None, attention_mask=None, **options):
+        if "language_decoder" in self.path:
+            keys_values = options.get("keys_values")
+            weights = self.attention_weights(x, positions, attention_mask, keys_values)
+            kind = "own" if keys_values is None else "crossed"
+            seen[kind].append(numpy(weights)[0].mean(axis=0))
+        return call(self, x, positions, attention_mask, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupedQueryAttention, "call", watched)
+        model(batch)
+    found = image_attention(model, batch)
+    text, tokens = batch["text_tokens"][0], model.tokens_per_image
+    expected = np.zeros((len(text), 2, tokens))
+    places = np.flatnonzero(text == model.image_token_id)
+    own = np.mean(seen["own"], axis=0)[:, places]
+    if case == "ghostvis_pooled":
+        expected += own.reshape(expected.shape)
+    elif case == "nvlm_x":
+        expected += np.mean(seen["crossed"], axis=0).reshape(expected.shape)
+    else:  # The second image is in the sequence; before the first one's tokens stands its tag.
+        expected[:, 1] = own
+        expected[:, 0] = np.mean(seen["crossed"], axis=0)[:, 1 : tokens + 1]
+    assert len(seen["own"]) == 2 and (case == "ghostvis_pooled") is not bool(seen["crossed"])
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_grids():
     shares = np.arange(2 * 6.0).reshape(2, 6)
     np.testing.assert_array_equal(module._as_grid(shares, (2, 3))[1], [[6, 7, 8], [9, 10, 11]])
@@ -105,3 +137,6 @@ def test_what_is_refused():
     for wrong in (batch, {"text_tokens": np.ones((1, 4), "int32")}):
         with pytest.raises(ValueError, match="one row with at least one image"):
             image_attention(model, wrong)
+    packed = one_row(batch) | {"segment_ids": np.ones((1, 16), "int32")}
+    with pytest.raises(ValueError, match="cannot be packed"):
+        image_attention(model, packed)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 from keras import ops
 
+from dl_techniques.generation.prompts import array_batch
 from dl_techniques.layers.attention_mask import attention_rule
+from dl_techniques.models.fusion import as_image_sequence
 
 
 def image_attention(model, inputs: Mapping) -> np.ndarray:
@@ -24,14 +26,13 @@ def image_attention(model, inputs: Mapping) -> np.ndarray:
         inputs: A batch of one row with `images`; see `VisionLanguageModel`.
 
     Raises:
-        ValueError: more rows than one, or no image.
+        ValueError: more rows than one, no image, or packed rows.
     """
     inputs = {name: value for name, value in inputs.items() if value is not None}
-    if len(inputs["text_tokens"]) != 1 or np.size(inputs.get("images", ())) == 0:
+    if len(inputs["text_tokens"]) != 1 or 0 in np.shape(inputs.get("images", ())):
         raise ValueError("image_attention needs one row with at least one image.")
-    model.batch_checks.check(inputs)
-    images = ops.convert_to_tensor(inputs["images"])
-    images = images[:, None] if len(images.shape) == 4 else images
+    inputs = array_batch(model, inputs)
+    images = as_image_sequence(ops.convert_to_tensor(inputs["images"]))
     embeds = model.encode_vision(images)
     count, tokens = embeds.shape[1:3]
     fused = model.embed({**inputs, "images": None, "vision_embeds": embeds})
