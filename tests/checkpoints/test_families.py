@@ -320,6 +320,10 @@ def test_from_backbones_with_new_cross_attention(architecture, tmp_path):
     gates = [v for v in model.variables if v.path.endswith("cross_attention/gate")]
     assert len(gates) == len(model.language_decoder.blocks)
     assert all((numpy(gate) == 0).all() for gate in gates)
+    special, hybrid = model.processor.tokenizer.special_tokens, architecture == "hybrid"
+    assert model.tile_tag_ids == [special[tag] for tag in tiles.tags]
+    assert model.image_token_id == (special["<|image|>"] if hybrid else None)
+    assert model.processor.placeholder_tiles == ("last" if hybrid else "all")
     ids = text_ids(2, 8).astype("int32")
     expected = outputs(their_language, input_ids=ids.astype("int64")).logits.numpy()
     got = logits(model, {"text_tokens": ids})

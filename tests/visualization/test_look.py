@@ -48,6 +48,26 @@ def test_tiles_and_queries(tmp_path, monkeypatch):
     )
 
 
+def test_a_token_looks_from_the_place_where_it_was_chosen(chat, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(chat.processor), "stop_ids", [])
+    sheet, shown = module._attention_sheet, []
+
+    def places(model, inputs):
+        count = inputs["text_tokens"].shape[1]
+        return np.arange(count, dtype="float32")[:, None, None, None] * np.ones((1, 1, 2, 2))
+
+    def watched(tiles, attention, tokens):
+        shown.extend([attention[:, 0, 0, 0].tolist(), tokens])
+        return sheet(tiles, attention, tokens)
+
+    monkeypatch.setattr(module, "image_attention", places)
+    monkeypatch.setattr(module, "_attention_sheet", watched)
+    look(chat, picture(0), "which?", tmp_path, 3)
+    message = {"role": "user", "content": "which?", "image": picture(0)}
+    last = len(chat.processor.encode_prompt([message]).token_ids) - 1
+    assert shown[0] == [last, last + 1, last + 2] and len(shown[1]) == 3
+
+
 def test_heat_is_where_the_attention_is():
     tile = np.full((16, 16, 3), 200, np.uint8)
     heat = np.zeros((2, 2))
