@@ -73,7 +73,13 @@ def address(model):
             return JSONResponse(error, model.status, {"Retry-After": "7"})
         return StreamingResponse(model.pieces(), media_type="text/event-stream")
 
+    async def attention(request: Request):
+        model.bodies.append(await request.json())
+        tile = "data:image/png;base64," + base64.b64encode(png()).decode()
+        return {"images": [{"share": 0.256, "tiles": [tile, tile]}]}
+
     app.post("/v1/chat/completions", response_model=None)(complete)
+    app.post("/attention", response_model=None)(attention)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -177,6 +183,28 @@ def test_images_by_button_drop_and_paste(page, model):
     assert [url.partition(",")[2] for url in urls] == expected
     assert message["content"][-1] == {"type": "text", "text": "which?"}
     assert page.locator(".user .thumbs img").count() == 3
+
+
+def test_where_the_answer_looked(page, model):
+    ask(page, "no image")
+    answered(page)
+    assert page.get_by_role("button", name="Where it looked").count() == 0
+    file = {"name": "a.png", "mimeType": "image/png", "buffer": png()}
+    page.locator("#files").set_input_files(file)
+    ask(page, "which?")
+    answered(page, 2)
+    button = page.get_by_role("button", name="Where it looked")
+    button.click()
+    sync_api.expect(page.locator(".looked figcaption")).to_have_text(
+        "Image 1: 26 % of the attention"
+    )
+    assert page.locator(".looked img").count() == 2
+    messages = model.bodies[-1]["messages"]
+    assert list(model.bodies[-1]) == ["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    assert messages[2]["content"][0]["type"] == "image_url"
+    button.click()
+    sync_api.expect(page.locator(".looked")).to_have_count(0)
 
 
 def test_large_images_are_scaled_down(page, model):

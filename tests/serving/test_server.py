@@ -16,12 +16,14 @@ from tiny_chat import picture, png, user
 from waiting import ROWS, idle, wait_until
 
 from dl_techniques.generation import Sampler
+from dl_techniques.generation.prompts import read_prompt
 from dl_techniques.serving.app import create_app
 from dl_techniques.serving.engine import ServingEngine
 from dl_techniques.serving.failures import RefusedError
 from dl_techniques.serving.requests import FullError
 from dl_techniques.serving.settings import ServerSettings
 from dl_techniques.serving.uploads import UploadStore
+from dl_techniques.visualization.image_attention import image_attention
 
 NEW = 12
 SETTINGS = ServerSettings("tiny", max_body_bytes=60_000, max_pixels=4096, max_images=3)
@@ -154,6 +156,28 @@ def test_upload_and_chat(client, chat, engine):
     for image_id in ("none", "../../../etc/passwd", "/etc/passwd"):
         refused = client.post("/chat", json={"message": "what?", "image_id": image_id})
         assert error_of(refused, 404)["code"] == "image_not_found"
+
+
+def test_where_an_answer_looked(client, chat, engine):
+    answer = "abc"
+    asked = question("what?", png(picture(8)), png(picture(9)))
+    said = {"role": "assistant", "content": answer}
+    images = client.post("/attention", json={"messages": [asked, said]}).json()["images"]
+    idle(engine)
+    prompt = read_prompt(chat.processor, [user("what?", picture(8), picture(9))])
+    pixels = chat.processor.image_processor.normalize(np.stack([picture(8), picture(9)]))
+    ids = [*prompt.ids, *map(ord, " " + answer)]
+    shares = image_attention(chat, {"text_tokens": [ids], "images": pixels[None]})
+    shares = shares[len(prompt.ids) - 1 : len(ids) - 1].mean(axis=0).sum(axis=(1, 2))
+    np.testing.assert_allclose([image["share"] for image in images], shares, rtol=1e-4)
+    for image in images:
+        (tile,) = image["tiles"]
+        data = base64.b64decode(tile.removeprefix("data:image/png;base64,"))
+        assert Image.open(io.BytesIO(data)).size == (224, 224)
+    bad = [[asked], [user("what?"), said], [question("a" * 300, png(picture(8))), said], [said]]
+    for messages in bad:
+        error_of(client.post("/attention", json={"messages": messages}), 400)
+    assert complete(client, asked).status_code == 200
 
 
 def bomb():

@@ -8,6 +8,7 @@ from tiny_chat import chat_model, picture, png
 from tiny_models import numpy
 from tiny_nvlm_chat import nvlm_chat_model
 
+from dl_techniques.visualization import answer_attention
 from dl_techniques.visualization import look as module
 from dl_techniques.visualization.look import look
 
@@ -60,7 +61,7 @@ def test_a_token_looks_from_the_place_where_it_was_chosen(chat, tmp_path, monkey
         shown.extend([attention[:, 0, 0, 0].tolist(), tokens])
         return sheet(tiles, attention, tokens)
 
-    monkeypatch.setattr(module, "image_attention", places)
+    monkeypatch.setattr(answer_attention, "image_attention", places)
     monkeypatch.setattr(module, "_attention_sheet", watched)
     look(chat, picture(0), "which?", tmp_path, 3)
     message = {"role": "user", "content": "which?", "image": picture(0)}
@@ -72,7 +73,7 @@ def test_heat_is_where_the_attention_is():
     tile = np.full((16, 16, 3), 200, np.uint8)
     heat = np.zeros((2, 2))
     heat[0, 1] = 1.0
-    pixels = np.asarray(module._heated(tile, heat)).astype(int)
+    pixels = np.asarray(answer_attention.heated(tile, heat, module.CELL)).astype(int)
     half = module.CELL // 2
     red = pixels[..., 0] - pixels[..., 1]
     assert (red[:half, half:] > 100).all()

@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from dl_techniques import __version__
-from dl_techniques.serving import guide_routes, openai_routes
+from dl_techniques.serving import attention_route, guide_routes, openai_routes
 from dl_techniques.serving.engine import ServingEngine
 from dl_techniques.serving.failures import add_handlers
 from dl_techniques.serving.monitoring import Monitoring
@@ -54,6 +54,7 @@ def create_app(engine: ServingEngine, settings: ServerSettings, warm_up: bool = 
     add_handlers(app)
     app.include_router(openai_routes.router)
     app.include_router(guide_routes.router)
+    app.include_router(attention_route.router)
     _add_own_routes(app, monitoring)
     return app
 

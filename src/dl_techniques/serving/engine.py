@@ -13,6 +13,7 @@ from dl_techniques.generation.rolling_batch import RollingBatch
 from dl_techniques.generation.sampling import GREEDY, Sampler
 from dl_techniques.generation.vision_cache import VisionCache, encoder_digest
 from dl_techniques.serving.fair_queue import FairQueue
+from dl_techniques.serving.looking import Looking, LookRequest
 from dl_techniques.serving.prefix_store import PrefixStore
 from dl_techniques.serving.requests import (
     ChatRequest,
@@ -31,6 +32,8 @@ COUNTS = (
     *("requests", "refused", "stop", "length", "cancelled", "failed"),
     *("prompt_tokens", "reused_tokens", "new_tokens", "first_token_seconds"),
 )
+# Attention over tokens is an array of all pairs of them.
+MOST_LOOKED_AT = 2048
 
 
 class ServingEngine:
@@ -82,7 +85,7 @@ class ServingEngine:
         self.prefixes = PrefixStore(prefix_bytes)
         self._queue = FairQueue(max_waiting, max_per_client)
         self._batch = RollingBatch(model.generation_engine(), rows)
-        self._running: list[Running] = []
+        self._running: list[Running | Looking] = []
         self._counts: Counter[str] = Counter()
         self._seconds = 1.0  # How long an answer took lately.
         self._closing = False
@@ -90,7 +93,7 @@ class ServingEngine:
         self._thread = threading.Thread(target=self._work, name="serving-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: ChatRequest, listener=None) -> Ticket:
+    def submit(self, request: ChatRequest | LookRequest, listener=None) -> Ticket:
         """Let a request wait for its turn.
 
         Args:
@@ -102,14 +105,9 @@ class ServingEngine:
             FullError: if too many requests are on their way.
             ClosedError: after `close`.
         """
-        prompts = gather_prompts(self.model, request.messages)
-        if not prompts.single or prompts.read is None:
-            raise ValueError("A request is one conversation: a list of messages.")
-        new_tokens = self._new_tokens(request, prompts.positions)
-        row_seeds(request.seed, 1)
-        checked_stop_strings(request.stop_strings)
-        ticket = Ticket(request, len(prompts.read[0].ids), listener)
-        running = Running(ticket, prompts.read[0], new_tokens)
+        is_look = isinstance(request, LookRequest)
+        running = (self._looking if is_look else self._answering)(request, listener)
+        ticket = running.ticket
         with self._condition:
             if self._closing:
                 raise ClosedError("The engine is closed.")
@@ -165,6 +163,39 @@ class ServingEngine:
             self._closing = True
             self._condition.notify()
         self._thread.join()
+
+    def _answering(self, request, listener):
+        prompts = self._prompts(request.messages)
+        new_tokens = self._new_tokens(request, prompts.positions)
+        row_seeds(request.seed, 1)
+        checked_stop_strings(request.stop_strings)
+        ticket = Ticket(request, len(prompts.read[0].ids), listener)
+        return Running(ticket, prompts.read[0], new_tokens)
+
+    def _looking(self, request, listener):
+        *messages, last = request.messages
+        answer = last.get("content")
+        if last.get("role") != "assistant" or not isinstance(answer, str) or not answer:
+            raise ValueError("The last message must be the assistant's answer, a text.")
+        prompts = self._prompts(messages)
+        answer_ids = self.model.processor.encode_answer(answer)
+        while answer_ids[-1] in self.stop_ids:
+            answer_ids.pop()
+        tokens = prompts.positions + len(answer_ids)
+        if not prompts.read[0].images or tokens > MOST_LOOKED_AT:
+            raise ValueError(
+                f"A conversation of {tokens} tokens with {len(prompts.read[0].images)} images "
+                f"cannot be looked at: at most {MOST_LOOKED_AT} tokens, at least one image."
+            )
+        check_length(self.model, prompts.positions, len(answer_ids), "answer tokens")
+        ticket = Ticket(request, len(prompts.read[0].ids) + len(answer_ids), listener)
+        return Looking(ticket, prompts.read[0], answer_ids)
+
+    def _prompts(self, messages):
+        prompts = gather_prompts(self.model, messages)
+        if not prompts.single or prompts.read is None:
+            raise ValueError("A request is one conversation: a list of messages.")
+        return prompts
 
     def _new_tokens(self, request, positions):
         wanted = request.max_new_tokens

@@ -57,11 +57,39 @@ class ResponseFormat(_Strict):
     type: Literal["text"]
 
 
-class ChatCompletionRequest(_Strict):
+class Conversation(_Strict):
+    """Messages in order."""
+
+    messages: list[Message] = Field(min_length=1)
+
+    def conversation(self, settings: ServerSettings) -> list[dict[str, Any]]:
+        """Return the messages as `generate` takes them.
+
+        Raises:
+            RefusedError: for a bad image or too many of them.
+        """
+        self._check_images(settings.max_images)
+        return [
+            {
+                "role": "system" if message.role == "developer" else message.role,
+                "content": _content(message.content, settings.max_pixels),
+            }
+            for message in self.messages
+        ]
+
+    def _check_images(self, most):
+        parts = [part for m in self.messages if isinstance(m.content, list) for part in m.content]
+        images = sum(isinstance(part, ImagePart) for part in parts)
+        if images > most:
+            raise RefusedError(
+                400, f"{images} images are more than the {most} allowed.", "too_many_images"
+            )
+
+
+class ChatCompletionRequest(Conversation):
     """A conversation to answer. `top_k`, `min_p` and `repetition_penalty` are not OpenAI's."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float = Field(1.0, ge=0, le=2)
@@ -104,29 +132,6 @@ class ChatCompletionRequest(_Strict):
             message = "stop must be at most 4 texts, none empty."
             raise RefusedError(400, message, "invalid_value", "stop")
         return tuple(stop)
-
-    def conversation(self, settings: ServerSettings) -> list[dict[str, Any]]:
-        """Return the messages as `generate` takes them.
-
-        Raises:
-            RefusedError: for a bad image or too many of them.
-        """
-        self._check_images(settings.max_images)
-        return [
-            {
-                "role": "system" if message.role == "developer" else message.role,
-                "content": _content(message.content, settings.max_pixels),
-            }
-            for message in self.messages
-        ]
-
-    def _check_images(self, most):
-        parts = [part for m in self.messages if isinstance(m.content, list) for part in m.content]
-        images = sum(isinstance(part, ImagePart) for part in parts)
-        if images > most:
-            raise RefusedError(
-                400, f"{images} images are more than the {most} allowed.", "too_many_images"
-            )
 
 
 def _content(content, max_pixels):

@@ -64,6 +64,7 @@ class Event:
         ids, logprobs: The new tokens since the last event; their text may come later.
         finish_reason: "stop" (by an end token or a stop string), "length" or "cancelled" in the
             last event, else None.
+        found: What a request for something else than an answer finds.
         error: Why there is no answer, in the last event.
     """
 
@@ -71,6 +72,7 @@ class Event:
     ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     finish_reason: str | None = None
+    found: Any = None
     error: Exception | None = None
 
     @property

@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dl_techniques.generation.prompts import prompt_batch, read_prompt
 from dl_techniques.generation.text_stream import TextStream
-from dl_techniques.visualization.image_attention import image_attention, query_maps
+from dl_techniques.visualization.answer_attention import answer_attention, heated, scaled
+from dl_techniques.visualization.image_attention import query_maps
 
 CELL, MARGIN, LINE = 192, 12, 18
 INK = (30, 30, 30)
-HEAT = np.array([220, 30, 30])
 MOST_TOKENS, MOST_QUERIES, MOST_TILES = 12, 16, 8
 WORD_CELL = (76, 22)
 
@@ -51,22 +51,17 @@ def look(
     new = model.generate(batch, max_new_tokens, **options)[0].tolist()
     ends = [i for i, token in enumerate(new) if token in processor.stop_ids]
     new = new[: ends[0]] if ends else new
-    tiles = processor.image_processor.tiles(image).pixels
-    pixels = processor.image_processor.normalize(tiles)[None]
-    ids = np.array([read.ids + new], "int32")
-    attention = image_attention(model, {"text_tokens": ids, "images": pixels})
-    # A token is chosen where the one before it stands.
-    attention = attention[len(read.ids) - 1 : len(read.ids) - 1 + max(1, len(new))]
+    tiles, attention = answer_attention(model, read, new)
     tokens = [repr(processor.decode([token])) for token in new]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tiles = np.clip(np.rint(tiles), 0, 255).astype("uint8")
     pictures = {
         "tiles": _tiles_sheet(tiles),
         "attention": _attention_sheet(tiles, attention, tokens),
         "words": _words_sheet(_nearest_words(model, batch["vision_embeds"][0])),
     }
-    maps = query_maps(model, ops.convert_to_tensor(pixels[0]))
+    pixels = processor.image_processor.normalize(tiles)
+    maps = query_maps(model, ops.convert_to_tensor(pixels))
     if maps is not None:
         pictures["queries"] = _queries_sheet(tiles[0], maps[0])
     paths = []
@@ -93,7 +88,7 @@ def _tiles_sheet(tiles) -> Image.Image:
     sheet, draw = _sheet(-(-len(tiles) // columns), columns, LINE)
     for i, tile in enumerate(tiles):
         left, top = _corner(i // columns, i % columns, LINE)
-        sheet.paste(_scaled(tile), (left, top))
+        sheet.paste(scaled(tile, CELL), (left, top))
         text = f"tile {i + 1} of {len(tiles)}, {tile.shape[1]} x {tile.shape[0]}"
         draw.text((left, top + CELL + 2), text, font=_font(), fill=INK)
     return sheet
@@ -108,7 +103,7 @@ def _attention_sheet(tiles, attention, tokens) -> Image.Image:
     for row, (name, shares) in enumerate(rows):
         for column, (tile, heat) in enumerate(zip(shown, shares, strict=False)):
             place = _corner(row, column, LINE)
-            sheet.paste(_heated(tile, heat / max(shares.max(), 1e-9)), place)
+            sheet.paste(heated(tile, heat / max(shares.max(), 1e-9), CELL), place)
         left, top = _corner(row, 0, LINE)
         text = f"{name}: {shares.sum():.0%} on the image"
         draw.text((left, top + CELL + 2), text, font=_font(), fill=INK)
@@ -121,7 +116,7 @@ def _queries_sheet(tile, maps) -> Image.Image:
     sheet, draw = _sheet(-(-len(maps) // columns), columns, LINE)
     for i, heat in enumerate(maps):
         left, top = _corner(i // columns, i % columns, LINE)
-        sheet.paste(_heated(tile, heat / max(heat.max(), 1e-9)), (left, top))
+        sheet.paste(heated(tile, heat / max(heat.max(), 1e-9), CELL), (left, top))
         draw.text((left, top + CELL + 2), f"query {i}", font=_font(), fill=INK)
     return sheet
 
@@ -154,23 +149,6 @@ def _sheet(rows, columns, text) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 def _corner(row, column, text) -> tuple[int, int]:
     return MARGIN + column * (CELL + MARGIN), MARGIN + row * (CELL + text + MARGIN)
-
-
-def _scaled(pixels, resample=Image.Resampling.BICUBIC) -> Image.Image:
-    picture = Image.fromarray(pixels)
-    scale = CELL / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.NEAREST if scale > 2 else resample)
-
-
-def _heated(tile, heat) -> Image.Image:
-    """Lay values in [0, 1] on [rows, columns] over a tile that is greyed a little."""
-    picture = _scaled(tile)
-    mask = Image.fromarray(np.rint(255 * np.clip(heat, 0, 1)).astype("uint8"))
-    mask = np.asarray(mask.resize(picture.size, Image.Resampling.NEAREST))[..., None] / 255
-    pixels = np.asarray(picture, "float32")
-    faded = 0.5 * pixels + 0.5 * pixels.mean(axis=-1, keepdims=True)
-    return Image.fromarray((faded * (1 - 0.7 * mask) + 0.7 * mask * HEAT).astype("uint8"))
 
 
 def _font():
