@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -26,6 +27,8 @@ class UploadStore:
     def __init__(self, max_bytes: int, seconds: float):
         self._max_bytes, self._seconds = max_bytes, seconds
         self.folder = Path(tempfile.mkdtemp(prefix="dl_techniques_uploads_"))
+        # Also of a server that is never closed, nothing stays when its process ends.
+        self._delete = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         # Name -> (size, when it is dropped), the oldest first.
         self._files: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._lock = threading.Lock()
@@ -66,7 +69,7 @@ class UploadStore:
         """Delete everything."""
         with self._lock:
             self._files.clear()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._delete()
 
     def _drop_old(self):
         now = time.monotonic()
