@@ -46,15 +46,22 @@ def assert_alone(model, seat, batch):
     np.testing.assert_allclose(seat.logprobs, logprobs, atol=1e-5)
 
 
+def join(model, rolling, batch, *wanted):
+    """Read rows together and let them join; return the first one's seat, or all."""
+    most = max(request.max_new_tokens for request in wanted)
+    seats = rolling.join(model.generation_engine().read(batch, most, 0), wanted)
+    return seats[0] if len(wanted) == 1 else seats
+
+
 def run_schedule(model, rows, work, joins_at):
     """Let rows join at these steps and leave when they end; check each; return the most seats."""
-    engine = model.generation_engine()
-    rolling, waiting, seats, most = RollingBatch(engine, rows), list(range(len(work))), {}, 0
+    rolling = RollingBatch(model.generation_engine(), rows)
+    waiting, seats, most = list(range(len(work))), {}, 0
     for step in range(1000):
-        while waiting and joins_at[waiting[0]] <= step and not rolling.is_full:
+        while waiting and joins_at[waiting[0]] <= step and rolling.room:
             number = waiting.pop(0)
             batch, wanted = work[number]
-            seats[number] = rolling.join(engine.start(batch, wanted))
+            seats[number] = join(model, rolling, batch, wanted)
         most = max(most, len(rolling.seats))
         rolling.advance()
         for seat in [seat for seat in rolling.seats if seat.ended]:
@@ -78,6 +85,29 @@ def test_every_row_gets_its_own_tokens_whoever_joins_and_leaves(chat):
         work.append((row_of(chat, [user("abcdefgh"[: number % 7], *images)]), wanted))
     joins_at = np.sort(generator.integers(0, 9, len(work)))
     assert run_schedule(chat, 3, work, joins_at) == 3
+
+
+def test_rows_that_are_read_together(chat):
+    samplers = ("greedy", SAMPLED, PENALISED, "greedy")
+    wanted = [request(3 + 2 * n, sampler, n) for n, sampler in enumerate(samplers)]
+    prompts = [[user("a" * 9 * n, *[picture(n)][: n % 2])] for n in range(4)]
+    read = [read_prompt(chat.processor, messages) for messages in prompts]
+    batch = prompt_batch(chat.generation_engine(), chat, read)
+    for before in (0, 1, 2):
+        rolling = RollingBatch(chat.generation_engine(), 6)
+        wishes = [request(7), request(9, SAMPLED)][:before]
+        others = [
+            join(chat, rolling, row_of(chat, messages), wish)
+            for messages, wish in zip(prompts, wishes, strict=False)
+        ]
+        rolling.advance()
+        seats = join(chat, rolling, batch, *wanted)
+        assert len(rolling.seats) == before + 4
+        while not all(seat.ended for seat in rolling.seats):
+            rolling.advance()
+        rows = [*prompts[:before], *prompts]
+        for seat, messages in zip([*others, *seats], rows, strict=True):
+            assert_alone(chat, seat, row_of(chat, messages))
 
 
 def test_a_longer_row_makes_the_slots_grow(chat):
@@ -109,7 +139,7 @@ def test_a_row_that_left_keeps_what_it_reads_by_cross_attention():
     engine, rolling = model.generation_engine(), RollingBatch(model.generation_engine(), 2)
     inputs, _ = family_batch("nvlm_x")
     rows = [{name: value[k : k + 1] for name, value in inputs.items()} for k in range(2)]
-    seats = [rolling.join(engine.start(row, request(5, stop_ids=()))) for row in rows]
+    seats = [join(model, rolling, row, request(5, stop_ids=())) for row in rows]
     while not seats[1].ended:
         rolling.advance()
     kept = rolling.leave(seats[1], True)
@@ -133,7 +163,7 @@ def test_prefix_fusion(models):
 def test_a_row_that_left_keeps_its_cache_for_the_next_turn(chat):
     engine, rolling = chat.generation_engine(), RollingBatch(chat.generation_engine(), 2)
     first, second = (row_of(chat, [user(text)]) for text in ("what?", "which one?"))
-    seat, other = (rolling.join(engine.start(b, request(9, stop_ids=()))) for b in (first, second))
+    seat, other = (join(chat, rolling, b, request(9, stop_ids=())) for b in (first, second))
     while not seat.ended:
         rolling.advance()
     # Others go on, also on the row that ended.
@@ -158,9 +188,9 @@ def test_whoever_joins_needs_no_new_programs(chat):
 
 
 def test_steps_end_where_the_first_row_ends(chat):
-    engine, rolling = chat.generation_engine(), RollingBatch(chat.generation_engine(), 2)
+    rolling = RollingBatch(chat.generation_engine(), 2)
     row = row_of(chat, [user("what?")])
-    long, short = (rolling.join(engine.start(row, request(n, stop_ids=()))) for n in (12, 3))
+    long, short = (join(chat, rolling, row, request(n, stop_ids=())) for n in (12, 3))
     rolling.advance()
     assert short.ended and len(short.ids) == len(long.ids) == 3
     rolling.advance()
@@ -171,11 +201,13 @@ def test_what_cannot_join(chat):
     engine, rolling = chat.generation_engine(), RollingBatch(chat.generation_engine(), 1)
     row = row_of(chat, [user("what?")])
     two = {"text_tokens": np.full((2, 4), 70, "int32")}
-    with pytest.raises(ValueError, match="must be alone"):
-        rolling.join(engine.start(two, Request(3, find_sampler("greedy"), np.arange(2))))
-    rolling.join(engine.start(row, request(3)))
-    with pytest.raises(ValueError, match="All 1 rows are taken"):
-        rolling.join(engine.start(row, request(3)))
+    with pytest.raises(ValueError, match="has one row"):
+        join(chat, rolling, two, Request(3, find_sampler("greedy"), np.arange(2)))
+    with pytest.raises(ValueError, match="2 rows were read for 1"):
+        join(chat, rolling, two, request(3))
+    join(chat, rolling, row, request(3))
+    with pytest.raises(ValueError, match="1 rows cannot join: 0 of 1 are free"):
+        join(chat, rolling, row, request(3))
     with pytest.raises(ValueError, match="rows=0"):
         RollingBatch(engine, 0)
     assert CHAT_IMAGE_ID not in rolling.seats[0].ids

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from tiny_chat import assistant, picture, png, user
+from tiny_chat import assistant, count_programs, picture, png, user
 from waiting import ROWS, idle, wait_until
 
 from dl_techniques.generation import Sampler
@@ -61,6 +61,17 @@ def test_answers_of_many_at_once_are_those_of_generate(engine, chat, held):
         np.testing.assert_allclose(own, logprobs[0, : len(own)], atol=1e-5)
         length = ticket.new_tokens == request.max_new_tokens
         assert got[-1].finish_reason == "length" or not length
+
+
+def test_those_who_wait_are_read_together(engine, chat, held, monkeypatch):
+    counts = count_programs(monkeypatch, chat)
+    requests = [ask("a" * n, picture(20 + n), client=str(n)) for n in range(2)]
+    tickets = [engine.submit(request) for request in requests]
+    held()
+    texts = [ticket.result() for ticket in tickets]
+    idle(engine)
+    assert counts["encode"] == counts["prefill"] == 1
+    assert texts == [expected(chat, request)[0] for request in requests]
 
 
 def test_a_seed_gives_the_same_draws_in_any_company(engine, held):

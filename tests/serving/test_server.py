@@ -440,6 +440,9 @@ def test_uploads_have_an_end(monkeypatch):
         store.get(second)
     assert not any(store.folder.iterdir())
     store.close()
+    assert not store.folder.exists()
+    folder = UploadStore(10, 60).folder
+    assert not folder.exists()  # Nobody has the store any more.
 
 
 def test_wrong_settings():

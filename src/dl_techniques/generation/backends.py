@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from dl_techniques.generation import programs
+from dl_techniques.generation import programs, row_programs
 from dl_techniques.generation.programs import Choice
 
 
@@ -39,36 +39,56 @@ class Programs:
 
     def encode(self, images):
         """See `programs.encode`."""
-        return self._call(programs.encode, None, (), images)
+        return self._call(programs.encode, {}, (), images)
+
+    def empty_cache(self, batch: int, slots: int):
+        """See `LanguageDecoder.make_cache`."""
+        make = self._model.language_decoder.make_cache
+        return self._call(make, {"batch_size": batch, "max_length": slots}, (), with_model=False)
 
     def prefill(self, inputs, cache, mask, start):
         """See `programs.prefill`; cache and mask are used up."""
-        return self._call(programs.prefill, None, (1, 2), inputs, cache, mask, start)
+        return self._call(programs.prefill, {}, (1, 2), inputs, cache, mask, start)
 
     def choose(self, logits, state, i, options, choice: Choice):
         """See `programs.choose`."""
-        return self._call(programs.choose, choice, (), logits, state, i, options)
+        return self._call(programs.choose, {"choice": choice}, (), logits, state, i, options)
 
     def advance(self, tokens, cache, mask, slot):
         """See `programs.advance`; cache is used up."""
-        return self._call(programs.advance, None, (1,), tokens, cache, mask, slot)
+        return self._call(programs.advance, {}, (1,), tokens, cache, mask, slot)
 
     def score(self, logits, ids, cache, mask, start):
         """See `programs.score`."""
-        return self._call(programs.score, None, (), logits, ids, cache, mask, start)
+        return self._call(programs.score, {}, (), logits, ids, cache, mask, start)
 
     def decode(self, state, i, limit, start, options, choice: Choice):
         """See `programs.decode`; state is used up."""
-        return self._call(programs.decode, choice, (0,), state, i, limit, start, options)
+        static = {"choice": choice}
+        return self._call(programs.decode, static, (0,), state, i, limit, start, options)
 
-    def put_row(self, state, row, index):
-        """See `programs.put_row`; state is used up."""
-        return self._call(programs.put_row, None, (0,), state, row, index)
+    def put_rows(self, state, rows, places):
+        """See `row_programs.put_rows`; state is used up."""
+        return self._call(row_programs.put_rows, {}, (0,), state, rows, places, with_model=False)
 
-    def _call(self, program, choice, used_up, *args):
-        signature = (program.__name__, choice, _shapes(args))
+    def arranged(self, state, order, slots: int):
+        """See `row_programs.arranged`."""
+        static = {"slots": slots}
+        return self._call(row_programs.arranged, static, (), state, order, with_model=False)
+
+    def taken_row(self, cache, row, slots: int):
+        """See `row_programs.taken_row`."""
+        static = {"slots": slots}
+        return self._call(row_programs.taken_row, static, (), cache, row, with_model=False)
+
+    def _call(self, program, static: dict, used_up: tuple[int, ...], *args, with_model=True):
+        """Call a function, of the model too, with `static` arguments compiled in.
+
+        The arrays whose places `used_up` names are used up.
+        """
+        signature = (program.__name__, *static.items(), _shapes(args))
         self._signatures.add(signature)
-        key = signature[:2]
+        key = signature[:-1]
         if keras.backend.backend() == "torch":
             # A trace is for one set of shapes, and of the tensors that hold the weights.
             tensors = [id(v.value) for v in self._model.variables]
@@ -77,9 +97,9 @@ class Programs:
                 self._compiled.clear()
             key = signature
         if key not in self._compiled:
-            options = {} if choice is None else {"choice": choice}
-            function = partial(program, self._model, **options)
-            self._compiled[key] = self._compile(self._model, function, used_up)
+            function = partial(program, *((self._model,) if with_model else ()), **static)
+            weights = (lambda: self._model.variables) if with_model else list
+            self._compiled[key] = self._compile(function, used_up, weights)
         return self._compiled[key](*args)
 
 
@@ -89,7 +109,7 @@ def _shapes(args):
     return tuple((path, tuple(x.shape), str(x.dtype)) for path, x in leaves)
 
 
-def _jax(model, function, used_up):
+def _jax(function, used_up, weights):
     """The weights are arguments, so that later training is seen."""
     import jax
 
@@ -100,13 +120,13 @@ def _jax(model, function, used_up):
 
     @partial(jax.jit, donate_argnums=tuple(k + 1 for k in used_up))
     def pure(values, *args):
-        with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
+        with keras.StatelessScope(state_mapping=list(zip(weights(), values, strict=True))):
             return function(*args)
 
-    return lambda *args: pure([v.value for v in model.variables], *args)
+    return lambda *args: pure([v.value for v in weights()], *args)
 
 
-def _tensorflow(model, function, used_up):
+def _tensorflow(function, used_up, weights):
     """XLA makes decoding twice as fast on a CPU; elsewhere it costs its compilation only."""
     import tensorflow as tf
 
@@ -114,7 +134,7 @@ def _tensorflow(model, function, used_up):
     return lambda *args: compiled(*keras.tree.map_structure(tf.convert_to_tensor, args))
 
 
-def _torch(model, function, used_up):
+def _torch(function, used_up, weights):
     """Only the step of a decoding loop is worth a trace."""
     import torch
 
@@ -134,6 +154,7 @@ def _torch(model, function, used_up):
         state, start, options = keras.tree.map_structure(
             keras.ops.convert_to_tensor, (state, start, options)
         )
+        state = dict(sorted(state.items()))  # A trace takes the entries in one order.
         with torch.no_grad():
             for k in range(int(i), int(limit)):
                 if state["ended"].all():

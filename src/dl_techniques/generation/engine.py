@@ -81,27 +81,27 @@ class Engine:
             pad_id: The id of padding.
             earlier: A cache to go on with, which already holds what comes before the prompts.
         """
-        decoder = self.model.language_decoder
-        limit = decoder.max_positions if earlier is None else earlier.slots - earlier.used
+        began = time.perf_counter()
+        limit = self.model.language_decoder.max_positions
+        if earlier is not None:
+            limit = earlier.slots - earlier.used
         inputs, slots = self._bucketed(inputs, limit - new_tokens, pad_id)
         if earlier is None:
             room = bucket(slots + bucket(new_tokens, TOKEN_BUCKET), TOKEN_BUCKET)
-            earlier = CacheState.empty(decoder, len(inputs["text_tokens"]), min(room, limit))
+            rows = len(inputs["text_tokens"])
+            earlier = CacheState.empty(self.programs, rows, min(room, limit))
         logits, cache, mask = self.programs.prefill(
             inputs, earlier.cache, earlier.mask, np.int32(earlier.used)
         )
-        return Reading(inputs, logits, cache, mask, earlier.used + slots)
+        return Reading(inputs, logits, cache, mask, earlier.used + slots, began)
 
     def start(
         self, inputs: dict, request: Request, earlier: "CacheState | None" = None
     ) -> "Decoding":
         """Read prompts, as `read` does, and choose every row's first token."""
-        began = time.perf_counter()
         rows = len(inputs["text_tokens"])
         reading = self.read(inputs, request.max_new_tokens, request.pad_id, earlier)
-        decoding = Decoding(self, rows, request, reading)
-        self.statistics.add_prefill(reading.inputs["attention_mask"][:rows].sum(), began)
-        return decoding
+        return Decoding(self, rows, request, reading)
 
     def _bucketed(self, inputs, most_slots, pad_id):
         """Return the inputs of `programs.prefill`, rows ending in the same slot, and the slots."""
@@ -131,7 +131,9 @@ class Engine:
             padded["image_tags"] = padded_with(0, np.asarray(inputs["image_tags"], "int32"))
         if embeds is not None:
             extra = [(0, batch - len(tokens)), (0, _image_room(self.model, images) - images)]
-            padded["vision_embeds"] = keras.ops.pad(embeds, [*extra, (0, 0), (0, 0)])
+            if extra != [(0, 0), (0, 0)]:
+                embeds = keras.ops.pad(embeds, [*extra, (0, 0), (0, 0)])
+            padded["vision_embeds"] = embeds
             padded["num_images"] = pad_to(counts.astype("int32"), batch, 0)
         return padded, prefix + length
 
@@ -156,9 +158,9 @@ class CacheState:
         return self.mask.shape[1]
 
     @classmethod
-    def empty(cls, decoder, batch: int, slots: int) -> "CacheState":
+    def empty(cls, programs: Programs, batch: int, slots: int) -> "CacheState":
         """Return a cache without content."""
-        return cls(decoder.make_cache(batch, slots), np.ones((batch, slots), bool), 0)
+        return cls(programs.empty_cache(batch, slots), np.ones((batch, slots), bool), 0)
 
 
 @dataclass
@@ -170,6 +172,7 @@ class Reading:
         logits: float32[B, V], of each prompt's last token.
         cache, mask: See `CacheState`.
         start: The slot of the first new token.
+        began: When reading began (`time.perf_counter`).
     """
 
     inputs: dict
@@ -177,6 +180,15 @@ class Reading:
     cache: Any
     mask: Any
     start: int
+    began: float
+
+    def held(self, vocab_size: int) -> np.ndarray:
+        """Return bool[B, V]: the ids that each prompt holds."""
+        tokens = self.inputs["text_tokens"]
+        held = np.zeros((len(tokens), vocab_size), bool)
+        rows, columns = np.nonzero(self.inputs["attention_mask"])
+        held[rows, tokens[rows, columns]] = True
+        return held
 
 
 class Decoding:
@@ -212,7 +224,7 @@ class Decoding:
             "logprobs": np.zeros((batch, room), "float32"),
         }
         if sampler.penalises:
-            state["held"] = _held(reading.inputs, engine.model.vocab_size)
+            state["held"] = reading.held(engine.model.vocab_size)
             state["held"][:, list(request.known)] = True
         state = engine.programs.choose(
             reading.logits, state, np.int32(0), self._options, self._choice
@@ -220,6 +232,7 @@ class Decoding:
         keras.ops.convert_to_numpy(state["token"])  # The first token is there from here on.
         self._state = {**state, "cache": reading.cache, "mask": reading.mask}
         self.done = 1
+        engine.statistics.add_prefill(reading.inputs["attention_mask"][:rows].sum(), reading.began)
 
     def advance(self, limit: int) -> None:
         """Choose new tokens until each row has `limit` of them, or all have ended."""
@@ -262,11 +275,6 @@ class Decoding:
         """Return the cache, which holds the new tokens but the last; nothing can follow then."""
         return self._state.pop("cache")
 
-    def take_state(self) -> dict:
-        """Return the state (see `programs`); nothing can follow then."""
-        state, self._state = self._state, None
-        return state
-
     def _result(self, name):
         values = keras.ops.convert_to_numpy(self._state[name])
         return np.array(values[: self._rows, : self.request.max_new_tokens])
@@ -282,12 +290,3 @@ def _left_padded(x, mask, value):
 def _image_room(model, images):
     # Images before the text take slots, so that there their number is not rounded up.
     return images if model.fusion == "prefix" else bucket(images)
-
-
-def _held(prompts, vocab_size):
-    """Return bool[B, V]: the ids that each prompt holds."""
-    tokens = prompts["text_tokens"]
-    held = np.zeros((len(tokens), vocab_size), bool)
-    rows, columns = np.nonzero(prompts["attention_mask"])
-    held[rows, tokens[rows, columns]] = True
-    return held

@@ -172,36 +172,6 @@ def decode(
     return ops.while_loop(goes_on, body, (i, state))
 
 
-def put_row(model, state: dict, row: dict, index):
-    """Return the state with the one row of another state in its row `index`.
-
-    Both have `cache`, `mask` and `token`, the state also whatever of `held` the row has. The row's
-    slots and image tokens may be fewer; those that are missing are never seen.
-    """
-    cache = [
-        _put_block(*blocks, index) for blocks in zip(state["cache"], row["cache"], strict=True)
-    ]
-    free = ops.ones_like(state["mask"][:1])
-    new = {**state, "cache": cache, "mask": _put(state["mask"], row["mask"], index, free)}
-    names = row.keys() - {"cache", "mask"}
-    return new | {name: _put(state[name], row[name], index) for name in names}
-
-
-def _put_block(block, row, index):
-    if len(block) > len(row):  # No context: nothing of it is seen.
-        row = (*row, *(ops.zeros_like(x[:1]) for x in block[2:]))
-    return tuple(_put(x, new, index) for x, new in zip(block, row, strict=True))
-
-
-def _put(x, row, index, background=None):
-    """Return x[B, L, ...] with row[1, l, ...] at the beginning of its row `index`."""
-    row = ops.cast(row, x.dtype)
-    if len(x.shape) > 1 and row.shape[1] < x.shape[1]:
-        background = ops.zeros_like(x[:1]) if background is None else background
-        row = ops.slice_update(background, (0,) * len(x.shape), row)
-    return ops.slice_update(x, (index,) + (0,) * (len(x.shape) - 1), row)
-
-
 def _logits(model, hidden):
     logits = model.language_decoder.token_embedding(hidden, reverse=True)
     return ops.cast(logits, "float32")

@@ -133,12 +133,7 @@ def prompt_batch(engine, model, prompts: Sequence[Prompt], vision_cache=None) ->
     slots = max(sum(prompt.tiles) for prompt in prompts)
     if slots:
         embeds = _encoded_images(engine, model, prompts, vision_cache)
-        empty = ops.zeros_like(next(iter(embeds.values()))[0])
-        rows = []
-        for prompt in prompts:
-            tiles = [tile for digest in prompt.digests for tile in embeds[digest]]
-            rows += tiles + [empty] * (slots - len(tiles))
-        batch["vision_embeds"] = ops.reshape(ops.stack(rows), (len(prompts), slots, *empty.shape))
+        batch["vision_embeds"] = _image_rows(prompts, embeds, slots)
         batch["num_images"] = np.array([sum(prompt.tiles) for prompt in prompts], "int32")
     return batch
 
@@ -175,6 +170,26 @@ def _positions(model, batch) -> int:
         return longest
     slots = images.shape[1] if len(images.shape) == 5 else 1
     return longest + (slots * model.count_image_tokens(*images.shape[-3:-1]) if slots else 0)
+
+
+def _image_rows(prompts, embeds, slots):
+    """Return float[B, slots, T, D]: the tiles of each prompt's images, zeros behind."""
+    tiles = (
+        ops.concatenate(list(embeds.values())) if len(embeds) > 1 else next(iter(embeds.values()))
+    )
+    ends = np.cumsum([len(encoded) for encoded in embeds.values()])
+    places = {
+        digest: range(end - len(encoded), end)
+        for end, (digest, encoded) in zip(ends, embeds.items(), strict=True)
+    }
+    rows = np.full((len(prompts), slots), -1)
+    for row, prompt in zip(rows, prompts, strict=True):
+        own = [place for digest in prompt.digests for place in places[digest]]
+        row[: len(own)] = own
+    found = ops.take(tiles, np.maximum(rows, 0), axis=0)
+    if (rows >= 0).all():
+        return found
+    return ops.where(rows[..., None, None] >= 0, found, ops.zeros_like(found))
 
 
 def _encoded_images(engine, model, prompts, vision_cache):

@@ -1,9 +1,10 @@
 """RollingBatch: rows that decode together, and join and leave between steps.
 
-What vLLM and JetStream call continuous batching: a row is read alone, then put into a batch whose
-shapes do not depend on who is in it (https://www.usenix.org/conference/osdi22/presentation/yu).
+What vLLM and JetStream call continuous batching: rows are read by themselves, then put into a batch
+whose shapes do not depend on who is in it (https://www.usenix.org/conference/osdi22/presentation/yu).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from dl_techniques.generation.buckets import bucket, pad_to
-from dl_techniques.generation.engine import TOKEN_BUCKET, Decoding, Engine, Request
+from dl_techniques.generation.engine import TOKEN_BUCKET, Engine, Reading, Request
 from dl_techniques.generation.programs import Choice
 from dl_techniques.generation.sampling import uniform_numbers
 
@@ -79,31 +80,55 @@ class RollingBatch:
         self.seats: list[Seat] = []
 
     @property
-    def is_full(self) -> bool:
-        """Whether no row can join."""
-        return len(self.seats) == self._rows
+    def room(self) -> int:
+        """How many rows can join."""
+        return self._rows - len(self.seats)
 
-    def join(self, decoding: Decoding) -> Seat:
-        """Take in a row that was read and has its first token; the decoding is used up.
+    def join(self, reading: Reading, requests: Sequence[Request]) -> list[Seat]:
+        """Take in rows that were read, and choose their first tokens; the reading is used up.
 
         Raises:
-            ValueError: for several rows, or if the batch is full.
+            ValueError: if the rows are not those of the requests, one for each, if they have
+                logits processors, or if there is no room.
         """
-        if self.is_full:
-            raise ValueError(f"All {self._rows} rows are taken.")
-        request = decoding.request
-        if len(request.seeds) != 1 or request.processors:
-            raise ValueError("A row that joins must be alone and have no logits processors.")
-        seat = Seat(request, decoding.start, 0)
-        seat.push(decoding.ids()[0, :1], decoding.logprobs()[0, :1])
-        row = _kept(decoding.take_state())
+        rows = len(requests)
+        if rows > self.room:
+            raise ValueError(f"{rows} rows cannot join: {self.room} of {self._rows} are free.")
+        if any(len(request.seeds) != 1 or request.processors for request in requests):
+            raise ValueError("A request that joins has one row and no logits processors.")
+        if len(reading.logits) != rows:
+            raise ValueError(f"{len(reading.logits)} rows were read for {rows} requests.")
+        seats = [Seat(request, reading.start, k) for k, request in enumerate(requests)]
+        state = self._begun(reading, seats)
+        self._engine.statistics.add_prefill(reading.inputs["attention_mask"].sum(), reading.began)
         if self.seats:
-            self._make_room(row)
-            seat.row = min(set(range(self._rows)) - {other.row for other in self.seats})
-            row = self._engine.programs.put_row(self._state, row, np.int32(seat.row))
-        self._state = row
-        self.seats.append(seat)
-        return seat
+            self._make_room(state)
+            free = sorted(set(range(self._rows)) - {seat.row for seat in self.seats})[:rows]
+            state = self._engine.programs.put_rows(self._state, state, np.array(free, "int32"))
+            for seat, row in zip(seats, free, strict=True):
+                seat.row = row
+        self._state = state
+        self.seats += seats
+        if len(self.seats) > 1:
+            self._arrange(self._rows, self._slots)
+        return seats
+
+    def _begun(self, reading, seats):
+        """Return what is kept of rows that were read, after the choice of their first tokens."""
+        rows = len(seats)
+        _, options, choice = _arguments(seats, rows)
+        state = {
+            "ended": np.zeros(rows, bool),
+            "ids": np.zeros((rows, 1), "int32"),
+            "logprobs": np.zeros((rows, 1), "float32"),
+        }
+        if choice.penalises:
+            state["held"] = reading.held(self._engine.model.vocab_size)
+            for seat in seats:
+                state["held"][seat.row, list(seat.request.known)] = True
+        state = self._engine.programs.choose(reading.logits, state, np.int32(0), options, choice)
+        _push(seats, state, 1)
+        return _kept({**state, "cache": reading.cache, "mask": reading.mask})
 
     def advance(self) -> None:
         """Choose the next tokens of all rows, up to `STEPS`, and no more than one of them needs."""
@@ -119,7 +144,7 @@ class RollingBatch:
         }
         for seat in going:
             state["ended"][seat.row] = False
-        start, options, choice = self._arguments(batch)
+        start, options, choice = _arguments(self.seats, batch)
         if not choice.penalises:
             state.pop("held", None)
         limit = min(STEPS, *(seat.remaining for seat in going))
@@ -127,9 +152,7 @@ class RollingBatch:
             state, np.int32(0), np.int32(limit), start, options, choice
         )
         self._state = _kept(state)
-        ids, logprobs = (ops.convert_to_numpy(state[name]) for name in ("ids", "logprobs"))
-        for seat in going:
-            seat.push(ids[seat.row, : int(done)], logprobs[seat.row, : int(done)])
+        _push(going, state, int(done))
 
     def leave(self, seat: Seat, keep: bool = False):
         """Let a row go; return its cache, which holds its tokens but the last, if it is kept."""
@@ -137,84 +160,69 @@ class RollingBatch:
         cache = self._row_cache(seat) if keep else None
         if not self.seats:
             self._state = {}
-        elif len(self.seats) == 1 and self._state["token"].shape[0] > 1:
-            self._arrange([self.seats[0].row], 1, self._state["mask"].shape[1])
+        elif len(self.seats) == 1:
+            self._arrange(1, self._slots)
         return cache
+
+    @property
+    def _slots(self):
+        return self._state["mask"].shape[1]
 
     def _row_cache(self, seat):
         """Return a copy of a row's cache, as long as it is used."""
         used = bucket(seat.start + len(seat.ids), TOKEN_BUCKET)
-        slots = min(used, self._state["mask"].shape[1])
+        cache, row = self._state["cache"], np.int32(seat.row)
+        return self._engine.programs.taken_row(cache, row, min(used, self._slots))
 
-        def of_row(x, length):
-            start = (seat.row,) + (0,) * (len(x.shape) - 1)
-            return ops.copy(ops.slice(x, start, (1, length, *x.shape[2:])))
-
-        return [
-            tuple(of_row(x, slots if i < 2 else x.shape[1]) for i, x in enumerate(block))
-            for block in self._state["cache"]
-        ]
-
-    def _arguments(self, batch):
-        """Return the start int32[batch], the options and the choice of a decoding."""
-        most = bucket(max(1, *(len(seat.request.stop_ids) for seat in self.seats)), 4)
-        start = np.ones(batch, "int32")
-        options = {
-            "settings": np.tile(np.array([1, 0, 0, 1, 0], "float32"), (batch, 1)),
-            "stop_ids": np.full((batch, most), -1, "int32"),
-            "pad_id": np.zeros(batch, "int32"),
-        }
-        uniform = np.zeros((batch, STEPS), "float32")
-        for seat in self.seats:
-            done, stop_ids = len(seat.ids), np.array(seat.request.stop_ids, "int32")
-            start[seat.row] = seat.start + done
-            options["settings"][seat.row] = seat.settings
-            options["stop_ids"][seat.row] = pad_to(stop_ids, most, 0, -1)
-            options["pad_id"][seat.row] = seat.request.pad_id
-            uniform[seat.row] = seat.uniform[done : done + STEPS]
-        samplers = [seat.request.sampler for seat in self.seats]
-        is_greedy = all(sampler.is_greedy for sampler in samplers)
-        if not is_greedy:
-            options["uniform"] = uniform
-        return start, options, Choice(is_greedy, any(s.penalises for s in samplers))
-
-    def _make_room(self, row):
-        """Give the batch all its rows, and at least the slots and whatever else the row has."""
-        rows = [seat.row for seat in self.seats]
-        slots = max(self._state["mask"].shape[1], row["mask"].shape[1])
-        if self._state["mask"].shape[0] == 1 or slots > self._state["mask"].shape[1]:
-            self._arrange(rows, self._rows, slots)
-        if "held" in row and "held" not in self._state:
-            self._state["held"] = np.zeros((self._rows, row["held"].shape[1]), bool)
-        cache = zip(self._state["cache"], row["cache"], strict=True)
+    def _make_room(self, rows):
+        """Give the batch all its rows, and at least the slots and whatever else others have."""
+        self._arrange(self._rows, max(self._slots, rows["mask"].shape[1]))
+        if "held" in rows and "held" not in self._state:
+            self._state["held"] = np.zeros((self._rows, rows["held"].shape[1]), bool)
+        cache = zip(self._state["cache"], rows["cache"], strict=True)
         self._state["cache"] = [_with_context(block, other) for block, other in cache]
 
-    def _arrange(self, rows, batch, slots):
-        """Make a batch of the present rows `rows`, in this order."""
-        order = np.array(rows + rows[:1] * (batch - len(rows)), "int32")
+    def _arrange(self, batch, slots):
+        """Make a batch of so many rows and slots, the present ones first, if it is not there."""
+        if self._state["mask"].shape == (batch, slots):
+            return
+        order = [seat.row for seat in self.seats]
+        order += order[:1] * (batch - len(order))
+        order = np.array(order, "int32")
+        self._state = self._engine.programs.arranged(self._state, order, slots)
+        for place, seat in enumerate(self.seats):
+            seat.row = place
 
-        def arranged(x, length=None, value=0):
-            x = ops.take(x, order, axis=0)
-            if length is None or length == x.shape[1]:
-                return x
-            widths = [(0, 0)] * len(x.shape)
-            widths[1] = (0, length - x.shape[1])
-            return ops.pad(x, widths, constant_values=value)
 
-        cache = [
-            (*(arranged(x, slots) for x in block[:2]), *map(arranged, block[2:]))
-            for block in self._state["cache"]
-        ]
-        others = {name: arranged(self._state[name]) for name in self._state.keys() & {"held"}}
-        self._state = {
-            **others,
-            "cache": cache,
-            "mask": arranged(self._state["mask"], slots, True),
-            "token": arranged(self._state["token"]),
-        }
-        places = {row: place for place, row in enumerate(rows)}
-        for seat in self.seats:
-            seat.row = places[seat.row]
+def _arguments(seats, batch):
+    """Return the start int32[batch], the options and the choice of the next tokens of rows."""
+    most = bucket(max(1, *(len(seat.request.stop_ids) for seat in seats)), 4)
+    start = np.ones(batch, "int32")
+    options = {
+        "settings": np.tile(np.array([1, 0, 0, 1, 0], "float32"), (batch, 1)),
+        "stop_ids": np.full((batch, most), -1, "int32"),
+        "pad_id": np.zeros(batch, "int32"),
+    }
+    uniform = np.zeros((batch, STEPS), "float32")
+    for seat in seats:
+        done, stop_ids = len(seat.ids), np.array(seat.request.stop_ids, "int32")
+        start[seat.row] = seat.start + done
+        options["settings"][seat.row] = seat.settings
+        options["stop_ids"][seat.row] = pad_to(stop_ids, most, 0, -1)
+        options["pad_id"][seat.row] = seat.request.pad_id
+        uniform[seat.row] = seat.uniform[done : done + STEPS]
+    samplers = [seat.request.sampler for seat in seats]
+    is_greedy = all(sampler.is_greedy for sampler in samplers)
+    if not is_greedy:
+        options["uniform"] = uniform
+    return start, options, Choice(is_greedy, any(s.penalises for s in samplers))
+
+
+def _push(seats, state, count):
+    """Give seats the first tokens in a state's `ids`."""
+    ids, logprobs = (ops.convert_to_numpy(state[name]) for name in ("ids", "logprobs"))
+    for seat in seats:
+        seat.push(ids[seat.row, :count], logprobs[seat.row, :count])
 
 
 def _kept(state):

@@ -8,13 +8,14 @@ from collections import Counter
 from PIL import Image
 
 from dl_techniques.generation.arguments import check_length, checked_stop_strings, row_seeds
-from dl_techniques.generation.prompts import gather_prompts
+from dl_techniques.generation.prompts import gather_prompts, prompt_batch
 from dl_techniques.generation.rolling_batch import RollingBatch
 from dl_techniques.generation.sampling import GREEDY, Sampler
 from dl_techniques.generation.vision_cache import VisionCache, encoder_digest
 from dl_techniques.serving.fair_queue import FairQueue
 from dl_techniques.serving.looking import Looking, LookRequest
 from dl_techniques.serving.prefix_store import PrefixStore
+from dl_techniques.serving.reading_groups import MOST_POSITIONS, MOST_TOGETHER, reading_groups
 from dl_techniques.serving.requests import (
     ChatRequest,
     ClosedError,
@@ -39,8 +40,8 @@ MOST_LOOKED_AT = 2048
 class ServingEngine:
     """Answers requests from any thread, several at once.
 
-    An answer is the one that `model.generate` gives, whoever else asks. Between any two steps of
-    decoding at most one request joins, so that those on their way go on.
+    An answer is the one that `model.generate` gives, whoever else asks. Of those that wait, a few
+    are read together between any two steps of decoding, so that those on their way go on.
 
     Args:
         model: A `VisionLanguageModel` with a processor; nobody else may use it meanwhile, nor
@@ -126,16 +127,26 @@ class ServingEngine:
         text = {"type": "text", "text": "?"}
         image = {"type": "image", "image": Image.new("RGB", (64, 64))}
         for sampler in (GREEDY, Sampler(top_k=0)):
-            begun = []
-            for content in ([text], [image, text]):
+            self._answer_together([[text]], sampler)
+            count = 1
+            while count <= min(self.rows, self._queue.most, MOST_TOGETHER):
+                self._answer_together([[image, text]] * count, sampler)
+                count *= 2
+
+    def _answer_together(self, contents, sampler):
+        """Begin to answer questions of which all wait at the same time."""
+        tickets = []
+        with self._condition:
+            for client, content in enumerate(contents):
                 messages = [{"role": "user", "content": content}]
-                client = f"warm-up {len(begun)}"
-                ticket = self.submit(ChatRequest(messages, None, sampler, client=client))
-                begun.append((ticket, iter(ticket)))
-                next(begun[-1][1])
-            for ticket, events in begun:
-                ticket.cancel()
-                list(events)  # Up to its end, when its place is free again.
+                request = ChatRequest(messages, None, sampler, client=f"warm-up {client}")
+                tickets.append(self.submit(request))
+        events = [iter(ticket) for ticket in tickets]
+        for news in events:
+            next(news)
+        for ticket, news in zip(tickets, events, strict=True):
+            ticket.cancel()
+            list(news)  # Up to its end, when its place is free again.
 
     @property
     def is_alive(self) -> bool:
@@ -170,7 +181,7 @@ class ServingEngine:
         row_seeds(request.seed, 1)
         checked_stop_strings(request.stop_strings)
         ticket = Ticket(request, len(prompts.read[0].ids), listener)
-        return Running(ticket, prompts.read[0], new_tokens)
+        return Running(ticket, prompts.read[0], prompts.positions, new_tokens)
 
     def _looking(self, request, listener):
         *messages, last = request.messages
@@ -229,28 +240,60 @@ class ServingEngine:
         self._end_all(ClosedError("The server is shutting down."))
 
     def _turn(self):
-        """Let go whom nobody waits for, let one request join, decode a few steps."""
+        """Let go whom nobody waits for, let waiting requests join, decode a few steps."""
         self._drop()
+        joining, tokens = [], 0
         with self._condition:
-            joins = len(self._queue) and not self._batch.is_full
-            running = self._queue.pop() if joins else None
-        if running is not None:
-            self._running.append(running)
-            self._join(running)
+            most = min(len(self._queue), self._batch.room, MOST_TOGETHER)
+            while len(joining) < most and tokens < MOST_POSITIONS:
+                joining.append(self._queue.pop())
+                tokens += joining[-1].ticket.prompt_tokens
+        self._running += joining
+        begun = [running for running in joining if self._begin(running)]
+        for group in reading_groups(begun, self.model.language_decoder.max_positions):
+            self._read(group)
         self._batch.advance()
         for running in list(self._running):
             reason = running.give_news()
             if reason is not None:
                 self._end(running, Event(finish_reason=reason))
 
-    def _join(self, running):
+    def _begin(self, running) -> bool:
+        """Begin a request; tell whether there is something to read for it."""
         try:
-            running.join(self.model, self.stop_ids, self._batch, self.prefixes)
+            if isinstance(running, Looking):
+                running.begin(self.model)
+                return False
+            running.begin(self.model, self.stop_ids, self.prefixes)
         except Exception as error:
-            if not isinstance(error, ValueError):
-                logger.exception("A request could not be read.")
-                error = FailedError("The request could not be read.")
-            self._end(running, Event(error=error))
+            self._fail(running, error)
+            return False
+        return True
+
+    def _read(self, group):
+        """Read prompts together; they join the batch."""
+        engine, pad_id = self.model.generation_engine(), self.model.processor.pad_token_id
+        try:
+            parts = [running.part for running in group]
+            inputs = prompt_batch(engine, self.model, parts, self.model.vision_cache)
+            new_tokens = max(running.wanted.max_new_tokens for running in group)
+            reading = engine.read(inputs, new_tokens, pad_id, group[0].earlier)
+        except Exception as error:
+            if len(group) == 1:
+                self._fail(group[0], error)
+            else:  # Whose fault it is shows alone.
+                for running in group:
+                    self._read([running])
+            return
+        seats = self._batch.join(reading, [running.wanted for running in group])
+        for running, seat in zip(group, seats, strict=True):
+            running.sit(seat)
+
+    def _fail(self, running, error):
+        if not isinstance(error, ValueError):
+            logger.exception("A request could not be read.")
+            error = FailedError("The request could not be read.")
+        self._end(running, Event(error=error))
 
     def _drop(self):
         now = time.monotonic()

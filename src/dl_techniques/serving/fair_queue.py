@@ -20,7 +20,7 @@ class FairQueue:
     def __init__(self, most: int, most_per_client: int):
         if most < 1 or most_per_client < 1:
             raise ValueError(f"most={most} and most_per_client={most_per_client} must be >= 1.")
-        self._most, self._most_per_client = most, most_per_client
+        self.most, self._most_per_client = most, most_per_client
         self._waiting: OrderedDict[str, deque[Running]] = OrderedDict()
         self._running: Counter[str] = Counter()
 
@@ -40,7 +40,7 @@ class FairQueue:
                 f"{own} requests of this client are open, the most that may be: wait for one.",
                 retry_after,
             )
-        if len(self) >= self._most:
+        if len(self) >= self.most:
             raise FullError(
                 f"{len(self)} requests are waiting, the most that may: try later.", retry_after
             )

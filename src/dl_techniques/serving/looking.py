@@ -42,7 +42,7 @@ class Looking:
         self._prompt, self._answer_ids = prompt, answer_ids
         self._found = None
 
-    def join(self, model, stop_ids, batch, prefixes) -> None:
+    def begin(self, model) -> None:
         """Compute what is wanted; nothing joins the batch.
 
         Raises:

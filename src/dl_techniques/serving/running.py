@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from dl_techniques.generation.engine import Request
-from dl_techniques.generation.prompts import Prompt, prompt_batch
+from dl_techniques.generation.prompts import Prompt
 from dl_techniques.generation.rolling_batch import RollingBatch, Seat
 from dl_techniques.generation.session import has_sessions
 from dl_techniques.generation.text_stream import TextStream
@@ -19,39 +19,39 @@ class Running:
     Args:
         ticket: Gets the news.
         prompt: What is read.
+        positions: Those of the prompt, images included.
         new_tokens: The most new tokens.
 
     Attributes:
         seat: Its place in the batch, once it has joined.
+        part: What of the prompt is to be read, once it has begun.
+        earlier: The cache that holds the rest, or None.
+        wanted: What is done for it.
     """
 
-    def __init__(self, ticket: Ticket, prompt: Prompt, new_tokens: int):
-        self.ticket, self.request = ticket, ticket.request
+    def __init__(self, ticket: Ticket, prompt: Prompt, positions: int, new_tokens: int):
+        self.ticket, self.request, self.positions = ticket, ticket.request, positions
         self.seat: Seat | None = None
+        self.part = self.earlier = self.wanted = None
         self._prompt, self._new_tokens = prompt, new_tokens
         self._session = self._turn = self._text = None
 
-    def join(self, model, stop_ids, batch: RollingBatch, prefixes: PrefixStore) -> None:
-        """Read the prompt, as far as it is not known, and join a batch.
+    def begin(self, model, stop_ids, prefixes: PrefixStore) -> None:
+        """Find what of the prompt is known, and what is to be read.
 
         Args:
             model: Answers.
             stop_ids: The ids that end its answers.
-            batch: What it joins.
             prefixes: May have an earlier turn of the conversation.
-
-        Raises:
-            ValueError: if an image cannot be decoded.
         """
-        part, known, earlier = self._prompt, (), None
-        request, engine = self.request, model.generation_engine()
+        self.part, known, request = self._prompt, (), self.request
         if has_sessions(model):
             self._session = prefixes.take(model, request.client, self._prompt)
             self._turn = self._session.begin(model, self._prompt, self._new_tokens)
-            part, known, earlier = self._turn.part, self._turn.known, self._turn.earlier
+            self.part, self.earlier = self._turn.part, self._turn.earlier
+            known = self._turn.known
             self.ticket.reused_tokens = self._session.reused
-        inputs = prompt_batch(engine, model, [part], model.vision_cache)
-        wanted = Request(
+        self.wanted = Request(
             self._new_tokens,
             request.sampler,
             np.array([request.seed]),
@@ -60,7 +60,10 @@ class Running:
             known=tuple(known),
         )
         self._text = TextStream(model.processor.decode, stop_ids, request.stop_strings)
-        self.seat = batch.join(engine.start(inputs, wanted, earlier))
+
+    def sit(self, seat: Seat) -> None:
+        """Take a place in the batch; the first token is there."""
+        self.seat = seat
         self.ticket.first = time.monotonic()
 
     def give_news(self) -> str | None:
