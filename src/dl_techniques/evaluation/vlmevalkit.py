@@ -6,8 +6,8 @@ with `pip install -e .` in a clone. Then::
     python -m dl_techniques.evaluation.vlmevalkit --model-path FOLDER --data MMBench_DEV_EN
 
 asks the model with VLMEvalKit's own prompts. Its answers are kept under the name that `--model`
-gives; all other flags are those of run.py, as `--mode infer`, `--work-dir` or
-`--judge exact_matching`. Several processes: `torchrun --nproc-per-node=N -m ...`.
+gives; all other flags are those of run.py but for `--config`, as `--mode infer`, `--work-dir` or
+`--judge exact_matching`.
 
 VLMEvalKit needs PyTorch, also where the model runs on another backend.
 """
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--model-path", required=True, help="Training run, preset folder, or hf://owner/name."
     )
-    parser.add_argument("--model", help="Its name in the results; none: that of the folder.")
+    parser.add_argument("--model", help="Its name in the results; none: dl_techniques-FOLDER.")
     parser.add_argument("--tokenizer", help="Folder or hf://owner/name, if the model has none.")
     parser.add_argument("--max-new-tokens", type=int, default=_MAX_NEW_TOKENS)
     options, others = parser.parse_known_args(arguments)

@@ -1,5 +1,6 @@
 """Compiling the programs of generation: the only place where the backends differ."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -106,7 +107,10 @@ class Programs:
 def _shapes(args):
     # By path: the entries of a dict may come in any order.
     leaves = keras.tree.flatten_with_path(args)
-    return tuple((path, tuple(x.shape), str(x.dtype)) for path, x in leaves)
+    return tuple((path, tuple(x.shape), _name_of_type(x.dtype)) for path, x in leaves)
+
+
+_name_of_type = functools.cache(keras.backend.standardize_dtype)
 
 
 def _jax(function, used_up, weights):

@@ -11,6 +11,8 @@ from dl_techniques.generation.engine import TOKEN_BUCKET, CacheState
 from dl_techniques.generation.prompts import Prompt
 from dl_techniques.generation.vision_cache import bytes_of
 
+Span = tuple[int, int, str]
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -24,7 +26,7 @@ class Turn:
     """
 
     prompt: Prompt
-    spans: list[tuple[int, int, str]]
+    spans: list[Span]
     slots: list[int]
     earlier: CacheState | None
 
@@ -56,6 +58,7 @@ class Session:
 
     Attributes:
         reused: How many tokens of the last prompt were not read again.
+        nbytes: Size of what is kept, in bytes.
     """
 
     def __init__(self):
@@ -67,25 +70,26 @@ class Session:
         """Forget the conversation."""
         self._ids: list[int] = []
         self._slots: list[int] = []
-        self._spans: list[tuple[int, int, str]] = []
+        self._spans: list[Span] = []
         self._cache = None
-        self._capacity = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Size of what is kept, in bytes."""
-        return sum(bytes_of(x) for block in self._cache or () for x in block)
+        self._capacity = self.nbytes = 0
 
     @property
     def known(self) -> int:
         """How many tokens are kept."""
         return len(self._ids)
 
-    def shared(self, model, prompt: Prompt) -> int:
-        """Return how many tokens of a prompt need not be read, if this session takes it next."""
+    def shared(self, model, prompt: Prompt, spans: list[Span]) -> int:
+        """Return how many tokens of a prompt need not be read, if this session takes it next.
+
+        Args:
+            model: Who will read it.
+            prompt: A whole conversation.
+            spans: Its `image_spans`.
+        """
         if self._model is not model:
             return 0
-        return self._shared(prompt, _image_spans(model, prompt), _crosses(model))
+        return self._shared(prompt, spans, _crosses(model))
 
     def begin(self, model, prompt: Prompt, max_new_tokens: int) -> Turn:
         """Return the next turn, to which the cache passes until it is finished.
@@ -95,7 +99,7 @@ class Session:
         """
         if self._model not in (None, model):
             raise ValueError("A session cannot change its model: make a new Session.")
-        spans = _image_spans(model, prompt)
+        spans = image_spans(model, prompt)
         self._model = model
         kept = self._shared(prompt, spans, _crosses(model))
         used = self._slots[kept - 1] + 1 if kept else 0
@@ -126,6 +130,7 @@ class Session:
         self._slots = turn.slots + list(range(start - read, start + len(new_ids)))
         self._cache = cache
         self._capacity = cache[0][0].shape[1]
+        self.nbytes = sum(bytes_of(x) for block in cache for x in block)
 
     def _shared(self, prompt, spans, crosses) -> int:
         """Return how many tokens of the prompt the cache holds."""
@@ -168,15 +173,20 @@ def _crosses(model):
     return model.language_decoder.cross_attention_every is not None
 
 
-def _image_spans(model, prompt):
+def image_spans(model, prompt: Prompt) -> list[Span]:
     """Return the places of each image's first and last mark, with the image's digest.
 
     Marks are placeholders, or tags of tiles, with the placeholders right behind them.
+
+    Raises:
+        ValueError: for a model for which `has_sessions` is False.
     """
     if not has_sessions(model):
         raise ValueError(
             "A session needs a model whose images have placeholders or tile_tag_ids in the text."
         )
+    if not prompt.images:
+        return []
     crosses = _crosses(model)
     marks, each = [model.image_token_id], model.tokens_per_image
     if crosses:

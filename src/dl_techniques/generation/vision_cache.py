@@ -1,5 +1,6 @@
 """VisionCache: embeddings of images that were encoded before."""
 
+import functools
 import hashlib
 import json
 import math
@@ -126,5 +127,10 @@ def _digest(*parts: bytes) -> str:
 
 def bytes_of(embeds) -> int:
     """Return the size of a floating-point tensor in bytes."""
-    bits = keras.backend.standardize_dtype(embeds.dtype).removeprefix("b").removeprefix("float")
-    return int(np.prod(embeds.shape)) * int(bits) // 8
+    return math.prod(embeds.shape) * _bytes_of_type(embeds.dtype)
+
+
+@functools.cache
+def _bytes_of_type(dtype) -> int:
+    bits = keras.backend.standardize_dtype(dtype).removeprefix("b").removeprefix("float")
+    return int(bits) // 8

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 from dl_techniques.generation.prompts import Prompt
-from dl_techniques.generation.session import Session
+from dl_techniques.generation.session import Session, image_spans
 
 
 class PrefixStore:
@@ -20,11 +20,13 @@ class PrefixStore:
         if max_bytes < 0:
             raise ValueError(f"max_bytes={max_bytes} must be at least 0.")
         self._max_bytes = max_bytes
-        self._sessions: OrderedDict[Session, str] = OrderedDict()
+        # The one used longest ago comes first, of all and of each client.
+        self._owners: OrderedDict[Session, str] = OrderedDict()
+        self._sessions: dict[str, OrderedDict[Session, None]] = {}
         self.nbytes = 0
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._owners)
 
     def take(self, model, client: str, prompt: Prompt) -> Session:
         """Return the session, no longer in the store, with which a prompt shares the most.
@@ -32,23 +34,30 @@ class PrefixStore:
         It is a new one if the prompt shares less than half of each: the beginning that all
         conversations have is no reason to lose one.
         """
-        best, most = None, 0
-        for session, owner in self._sessions.items():
-            shared = session.shared(model, prompt) if owner == client else 0
+        best, most, spans = None, 0, image_spans(model, prompt)
+        for session in self._sessions.get(client, ()):
+            shared = session.shared(model, prompt, spans)
             if shared > most and 2 * shared >= session.known:
                 best, most = session, shared
         if best is None:
             return Session()
-        del self._sessions[best]
-        self.nbytes -= best.nbytes
+        self._drop(best)
         return best
 
     def put(self, client: str, session: Session) -> None:
         """Keep a session whose turn is finished."""
         if session.nbytes > self._max_bytes:
             return
-        self._sessions[session] = client
+        self._owners[session] = client
+        self._sessions.setdefault(client, OrderedDict())[session] = None
         self.nbytes += session.nbytes
         while self.nbytes > self._max_bytes:
-            oldest, _ = self._sessions.popitem(last=False)
-            self.nbytes -= oldest.nbytes
+            self._drop(next(iter(self._owners)))
+
+    def _drop(self, session):
+        client = self._owners.pop(session)
+        own = self._sessions[client]
+        del own[session]
+        if not own:
+            del self._sessions[client]
+        self.nbytes -= session.nbytes
