@@ -156,6 +156,7 @@ def buckets_of(batch, options):
     shape = bucket(rows), bucket(length, 16), bucket(bucket(length, 16) + 16, 16)
     stops = bucket(max(1, len(options["stop_ids"])), 4)
     needed = {("prefill", *shape, bucket(images)), ("choose", shape[0], kind, stops)}
+    needed.add(("empty_cache", shape[0], shape[2]))
     if options["max_new_tokens"] > 1:
         needed.add(("decode", shape[0], shape[2], kind, stops))
     return needed | ({("encode", bucket(rows * images))} if images else set())

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from tiny_chat import assistant, count_programs, picture, png, user
+from tiny_nvlm_chat import nvlm_chat_model
 from waiting import ROWS, idle, wait_until
 
 from dl_techniques.generation import Sampler
@@ -108,6 +109,19 @@ def test_the_next_turn_reads_only_what_is_new(engine, chat):
     # Another client's conversation is no help, and tells nothing.
     other = engine.submit(ChatRequest(messages, NEW, client="b"))
     assert other.result() == text and other.reused_tokens == 0
+
+
+def test_turns_about_an_image_that_is_read_by_cross_attention():
+    model = nvlm_chat_model("cross_attention")
+    engine = ServingEngine(model, 2, max_new_tokens=16)
+    first = ask("what?", picture(3))
+    answer = engine.submit(first).result()
+    again = [*first.messages, assistant(answer), user("why?")]
+    ticket = engine.submit(ChatRequest(again, NEW))
+    text = ticket.result()
+    assert ticket.reused_tokens > 0
+    engine.close()
+    assert (answer, text) == (model.generate(first.messages, NEW), model.generate(again, NEW))
 
 
 def test_images_are_encoded_once(engine, chat):

@@ -126,11 +126,11 @@ def _digest(*parts: bytes) -> str:
 
 
 def bytes_of(embeds) -> int:
-    """Return the size of a floating-point tensor in bytes."""
+    """Return the size of a tensor in bytes."""
     return math.prod(embeds.shape) * _bytes_of_type(embeds.dtype)
 
 
 @functools.cache
 def _bytes_of_type(dtype) -> int:
-    bits = keras.backend.standardize_dtype(dtype).removeprefix("b").removeprefix("float")
-    return int(bits) // 8
+    name = keras.backend.standardize_dtype(dtype)
+    return 1 if name == "bool" else int(name.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
