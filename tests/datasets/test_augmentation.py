@@ -13,6 +13,8 @@ from dl_techniques.datasets.augmentation import (
 )
 from dl_techniques.preprocessing.images import load_image
 
+pytestmark = pytest.mark.no_backend
+
 IMAGE = np.random.default_rng(0).integers(0, 255, (12, 16, 3), np.uint8)
 ALL = [
     random_flip(),

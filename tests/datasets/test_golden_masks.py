@@ -26,6 +26,8 @@ from dl_techniques.datasets.schemas import SCHEMAS, detect_schema
 from dl_techniques.preprocessing.chat_template import TEMPLATES, encode_conversation
 from dl_techniques.preprocessing.image_processors import Idefics3ImageProcessor
 
+pytestmark = pytest.mark.no_backend
+
 # What begins and what ends every answer.
 AROUND_ANSWERS = {
     "chatml": ("", "<|im_end|>"),

@@ -17,6 +17,8 @@ from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.preprocessing.images import image_size_of
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 
+pytestmark = pytest.mark.no_backend
+
 
 def test_plain_texts_are_looked_at_too(tmp_path):
     (tmp_path / "corpus.txt").write_text("to be, or not to be")

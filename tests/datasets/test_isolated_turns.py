@@ -4,6 +4,8 @@ from test_vqa_dataset import picture, processor, rows_of, sample
 
 from dl_techniques.datasets.isolated_turns import join_isolated
 
+pytestmark = pytest.mark.no_backend
+
 START = "<##question: "
 
 

@@ -14,6 +14,8 @@ from dl_techniques.datasets.rows import RowEncoder
 from dl_techniques.datasets.sources import StreamingSource
 from dl_techniques.preprocessing.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.no_backend
+
 TABLE = """\
                 |             by answer tokens              |                 by rows
 source   target |  tokens    rows    mean   samples  epochs |  tokens    rows    mean   samples  epochs

@@ -16,6 +16,8 @@ from dl_techniques.datasets.samples import group_by_image
 from dl_techniques.preprocessing.chat_template import TEMPLATES, encode_conversation
 from dl_techniques.preprocessing.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.no_backend
+
 LENGTH, MAX_TILES = 12, 3
 PAD = 99
 

@@ -18,6 +18,8 @@ from dl_techniques.datasets import (
 from dl_techniques.datasets.image_files import ZipMember, content_hash
 from dl_techniques.preprocessing.images import ImageError, load_image
 
+pytestmark = pytest.mark.no_backend
+
 
 def png(value):
     file = io.BytesIO()

@@ -11,6 +11,8 @@ from dl_techniques.datasets.mixture_recipes import MIXTURES, parse_shares
 from dl_techniques.datasets.recipe_sources import HUB_SOURCES, open_folder, open_recipe
 from dl_techniques.datasets.sources import StreamingSource
 
+pytestmark = pytest.mark.no_backend
+
 
 def test_shares_are_read_from_a_name_or_a_list():
     assert parse_shares("vision_sft_minimal") == MIXTURES["vision_sft_minimal"]

@@ -10,6 +10,8 @@ from dl_techniques.datasets.samples import normalize_sample
 from dl_techniques.datasets.schemas import SCHEMAS, check_schema, detect_schema
 from dl_techniques.preprocessing.images import load_image
 
+pytestmark = pytest.mark.no_backend
+
 
 def png(value=0):
     file = io.BytesIO()

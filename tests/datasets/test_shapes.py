@@ -19,6 +19,8 @@ from dl_techniques.datasets.shapes_scene import (
     split_of,
 )
 
+pytestmark = pytest.mark.no_backend
+
 
 def question_rows(split, count, seed=0):
     rows = []

@@ -21,6 +21,8 @@ from dl_techniques.datasets.mixture import Mixture
 from dl_techniques.datasets.sources import Source, StreamingSource, open_source
 from dl_techniques.preprocessing.images import load_image
 
+pytestmark = pytest.mark.no_backend
+
 
 def png(value=0):
     file = io.BytesIO()

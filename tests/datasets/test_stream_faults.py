@@ -16,6 +16,8 @@ from tiny_streams import LENGTH, answers, png, sample, stream, take
 from dl_techniques.datasets.quarantine import BadSample, Quarantine
 from dl_techniques.datasets.sources import open_source
 
+pytestmark = pytest.mark.no_backend
+
 
 def encoded(image, kind, **options):
     file = io.BytesIO()

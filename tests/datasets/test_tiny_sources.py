@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from dl_techniques.datasets.image_files import content_hash
 from dl_techniques.datasets.recipe_sources import open_folder
@@ -11,6 +12,8 @@ from dl_techniques.datasets.shapes_scene import SceneObject
 from dl_techniques.datasets.tiny_sources import SPECIAL_TOKENS, write_tiny_sources
 from dl_techniques.preprocessing.images import load_image
 from dl_techniques.preprocessing.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.no_backend
 
 
 def test_a_caption_says_what_stands_where():

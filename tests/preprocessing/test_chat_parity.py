@@ -26,6 +26,8 @@ from dl_techniques.preprocessing.chat_template import (
 from dl_techniques.preprocessing.chat_template_jinja import chat_template_jinja
 from dl_techniques.preprocessing.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.no_backend
+
 # As nanoVLM and SmolLM2-Instruct publish them.
 TURNS = (
     "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"

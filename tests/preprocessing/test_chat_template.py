@@ -21,6 +21,8 @@ from dl_techniques.preprocessing.chat_template import (
 from dl_techniques.preprocessing.chat_templates import GHOSTVIS
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer, SentencePieceTokenizer
 
+pytestmark = pytest.mark.no_backend
+
 # Ids of the byte tokenizer (see conftest): bytes are their own ids, "user" is one piece.
 BOS, EOS, START, END, IMAGE, USER = 262, 263, 264, 265, 266, 259
 END_OF_UTTERANCE = 267

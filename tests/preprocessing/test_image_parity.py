@@ -28,6 +28,8 @@ from dl_techniques.preprocessing.image_processors import (
 )
 from dl_techniques.preprocessing.images import ImageError, ImageProcessor, image_size_of
 
+pytestmark = pytest.mark.no_backend
+
 SIZES = [(1, 1), (2, 3), (7, 13), (31, 32), (32, 32), (33, 31), (64, 48), (97, 89), (127, 61)]
 SIZES += [(200, 50), (50, 200), (211, 37), (128, 128), (301, 299), (5000, 3), (3, 5000), (320, 240)]
 BILINEAR, BICUBIC, LANCZOS = 2, 3, 1

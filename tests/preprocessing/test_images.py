@@ -8,6 +8,8 @@ from PIL import Image
 
 from dl_techniques.preprocessing.images import ImageError, ImageProcessor, load_image, open_image
 
+pytestmark = pytest.mark.no_backend
+
 # 3 x 2 pixels, all different: any flip, turn or swap of channels shows.
 PIXELS = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 13
 

@@ -6,6 +6,8 @@ import pytest
 
 from dl_techniques.preprocessing.tokenizer import HuggingFaceTokenizer, load_tokenizer
 
+pytestmark = pytest.mark.no_backend
+
 QUESTION = "What color is the bear?"
 BATTERY = [
     "",

@@ -25,6 +25,8 @@ from dl_techniques.preprocessing.tokenizer import (
     load_tokenizer,
 )
 
+pytestmark = pytest.mark.no_backend
+
 MARKS = ["<|im_start|>", "<|im_end|>", "<|image|>"]
 DUMMY_PREFIX = b"\x1a\x02\x18\x01"  # normalizer_spec.add_dummy_prefix = true
 TRAPS = ["<", "0x41>", "<0x", ">", "<s>", "</s>", "<unk>", "<|image|>", " ", "  ", "\n", "\u2581"]

@@ -17,6 +17,8 @@ from transformers import (
 
 from dl_techniques.preprocessing.tokenizer import HuggingFaceTokenizer, load_tokenizer
 
+pytestmark = pytest.mark.no_backend
+
 CLIP_FILE = "clip_bpe/bpe_simple_vocab_16e6.txt.gz"
 
 

@@ -24,6 +24,8 @@ from dl_techniques.preprocessing.image_processors import (
 from dl_techniques.preprocessing.images import ImageError, ImageProcessor
 from dl_techniques.preprocessing.tiling import Grid, aspect_grids, cut
 
+pytestmark = pytest.mark.no_backend
+
 
 def sizes(count=10_000):
     """Return random (width, height): plain, small, extreme, and near multiples of a tile."""
