@@ -15,10 +15,10 @@ demo: $(VENV)/.demo
 test: lint
 	for backend in jax tensorflow; do \
 	  echo "== $$backend" && \
-	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 -m "not no_backend" || exit 1; \
+	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not no_backend" || exit 1; \
 	done
 	@echo "== torch"
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -n 2
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -77,6 +77,7 @@ def test_replies_end_at_stop_strings(model):
     assert cut == text[: text.index(text[1])]
 
 
+@pytest.mark.no_backend
 def test_a_task_of_the_harness(model, monkeypatch):
     import datasets
     import lm_eval

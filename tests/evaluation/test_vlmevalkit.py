@@ -216,6 +216,7 @@ def test_what_the_launcher_refuses(package, monkeypatch, capsys):
     assert "VLMEvalKit is not installed" in error()
 
 
+@pytest.mark.no_backend
 def test_a_toy_task(chat, package, tmp_path):
     chat.save(tmp_path / FINAL_MODEL)
     chat.processor.save(tmp_path)

@@ -19,6 +19,9 @@ from safetensors.numpy import load_file
 
 from dl_techniques.models.nano_vlm import NanoVLM
 
+# One process makes what all its tests share.
+pytestmark = pytest.mark.xdist_group("distribution")
+
 WORKER = pathlib.Path(__file__).with_name("distribution_worker.py")
 LAYOUTS = ("data", "fsdp", "tensor", "fsdp+tensor")
 

@@ -7,6 +7,9 @@ import pytest
 from only_on import only_on
 from test_distribution import check_close, finish, start
 
+# One process makes what all its tests share.
+pytestmark = pytest.mark.xdist_group("distribution_families")
+
 WORKER = pathlib.Path(__file__).with_name("families_worker.py")
 CASES = ("ghostvis", "nvlm_x")
 
