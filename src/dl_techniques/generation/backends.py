@@ -82,6 +82,10 @@ class Programs:
         static = {"slots": slots}
         return self._call(row_programs.taken_row, static, (), cache, row, with_model=False)
 
+    def run(self, program: Callable, *args):
+        """Call another function of the model and of arrays; nothing is used up."""
+        return self._call(program, {}, (), *args)
+
     def _call(self, program, static: dict, used_up: tuple[int, ...], *args, with_model=True):
         """Call a function, of the model too, with `static` arguments compiled in.
 

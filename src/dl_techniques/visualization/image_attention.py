@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 from keras import ops
 
+from dl_techniques.generation.buckets import bucket, pad_to
+from dl_techniques.generation.engine import TOKEN_BUCKET
 from dl_techniques.generation.prompts import array_batch
 from dl_techniques.layers.attention_mask import attention_rule
 from dl_techniques.models.fusion import as_image_sequence
@@ -32,18 +34,21 @@ def image_attention(model, inputs: Mapping) -> np.ndarray:
     if len(inputs["text_tokens"]) != 1 or 0 in np.shape(inputs.get("images", ())):
         raise ValueError("image_attention needs one row with at least one image.")
     inputs = array_batch(model, inputs)
-    images = as_image_sequence(ops.convert_to_tensor(inputs["images"]))
-    embeds = model.encode_vision(images)
+    length, engine = inputs["text_tokens"].shape[1], model.generation_engine()
+    images = as_image_sequence(ops.convert_to_tensor(inputs.pop("images")))
+    embeds = engine.encode(ops.convert_to_numpy(images[0]))[None]
     count, tokens = embeds.shape[1:3]
-    fused = model.embed({**inputs, "images": None, "vision_embeds": embeds})
-    own, crossed = _decoder_attention(model.language_decoder, fused)
+    inputs = _in_bucket(inputs)
+    own, *crossed = engine.programs.run(_decoder_attention, {**inputs, "vision_embeds": embeds})
+    own = ops.convert_to_numpy(own)
     text = np.asarray(inputs["text_tokens"])[0]
     shares = np.zeros((len(text), count, tokens), "float32")
     for image, places in _image_places(model, inputs, text, count, tokens).items():
         shares[:, image] += own[-len(text) :, places]
-    if crossed is not None:
-        by_image = crossed.reshape(len(text), count, -1)
+    for weights in crossed:
+        by_image = ops.convert_to_numpy(weights).reshape(len(text), count, -1)
         shares += by_image[..., -tokens:]  # A hybrid model's tag comes first.
+    shares = shares[-length:]
     maps = query_maps(model, images[0])
     if maps is None:
         return _as_grid(shares, _patches(model, images[0]))
@@ -80,11 +85,26 @@ def query_maps(model, images) -> np.ndarray | None:
             queries = block(queries, tokens)
         queries, tokens = last.query_norm(queries), last.token_norm(tokens)
         weights = _context_weights(last.attention, queries, tokens)
-    return _as_grid(weights, _patches(model, images))
+    return _as_grid(ops.convert_to_numpy(weights), _patches(model, images))
 
 
-def _decoder_attention(decoder, fused: dict) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return float32[S, S] of self-attention and float32[S, V] of cross-attention, or None."""
+def _in_bucket(inputs: dict) -> dict:
+    """Return a row with padding before its text, so that few lengths are compiled."""
+    tokens = np.asarray(inputs["text_tokens"], "int32")
+    mask = inputs.get("attention_mask")
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
+    padded = {**inputs, "text_tokens": tokens, "attention_mask": mask}
+    if inputs.get("image_tags") is not None:
+        padded["image_tags"] = np.asarray(inputs["image_tags"], "int32")
+    size = bucket(tokens.shape[1], TOKEN_BUCKET)
+    for name in padded.keys() & {"text_tokens", "attention_mask", "image_tags"}:
+        padded[name] = pad_to(padded[name], size, 1, before=True)
+    return padded
+
+
+def _decoder_attention(model, inputs: dict) -> list:
+    """Return float32[S, S] of self-attention and, if there is any, [S, V] of cross-attention."""
+    decoder, fused = model.language_decoder, model.embed(inputs)
     x, context, context_mask = fused["inputs"], fused.get("context"), fused.get("context_mask")
     length = x.shape[1]
     mask, positions = attention_rule(
@@ -103,19 +123,19 @@ def _decoder_attention(decoder, fused: dict) -> tuple[np.ndarray, np.ndarray | N
             middle = cross.norm(x + block.attention(normed, positions, mask))
             crossed.append(_context_weights(cross.attention, middle, seen, context_mask)[0])
         x = block(x, positions, mask, context_mask, seen)
-    own = np.mean(own, axis=0)[0]
-    return own, np.mean(crossed, axis=0) if crossed else None
+    means = [ops.mean(ops.stack(own), axis=0)[0]]
+    return means + ([ops.mean(ops.stack(crossed), axis=0)] if crossed else [])
 
 
-def _context_weights(attention, x, context, mask=None) -> np.ndarray:
+def _context_weights(attention, x, context, mask=None):
     """Return float32[B, T, S] of attention to other tokens."""
     keys_values = attention.project_context(context)
     weights = attention.attention_weights(x, attention_mask=mask, keys_values=keys_values)
     return _mean_of_heads(weights)
 
 
-def _mean_of_heads(weights) -> np.ndarray:
-    return ops.convert_to_numpy(ops.mean(weights, axis=1))
+def _mean_of_heads(weights):
+    return ops.mean(weights, axis=1)
 
 
 def _image_places(model, inputs, text, count: int, tokens: int) -> dict[int, np.ndarray]:
