@@ -405,7 +405,9 @@ def test_the_log_has_no_contents(client, caplog):
         complete(client, question("a secret question"))
         client.get("/v1/models?key=secret")
         client.get("/secret")
-    lines = [json.loads(record.message) for record in caplog.records]
+    # TensorFlow may tell of programs that it makes anew.
+    own = [record for record in caplog.records if record.name.startswith("dl_techniques")]
+    lines = [json.loads(record.message) for record in own]
     assert [line["path"] for line in lines] == ["/v1/chat/completions", "/v1/models", "other"]
     assert lines[0]["new_tokens"] >= 1 and lines[0]["status"] == 200
     assert "secret" not in caplog.text and "testclient" not in caplog.text
