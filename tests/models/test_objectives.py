@@ -33,14 +33,14 @@ from dl_techniques.training.setup import component_optimizer
 
 SOURCES = ("vqa", "captions", "none")
 LAMBDA = 0.3
-# Where several steps are taken JAX is quicker compiled.
+# To compile a step takes longer than to run it as it is, but on JAX.
 EAGER = keras.backend.backend() != "jax"
 
 
 def new_model(
-    fusion="placeholder", chunk_size=None, optimizer=None, objective=None, eager=True, **changes
+    fusion="placeholder", chunk_size=None, optimizer=None, objective=None, eager=EAGER, **changes
 ):
-    """Return a model of one block on each side, its steps not compiled, which takes longer."""
+    """Return a compiled model of one block on each side."""
     config = tiny_config(fusion)
     parts = (("vision_config", {"depth": 1}), ("language_config", {"num_layers": 1}))
     parts = {name: {**config[name], **change} for name, change in parts}
@@ -395,12 +395,12 @@ def test_accumulation_with_separate_means():
     """Each micro-batch that learns anything counts as one, so that the lambdas' ratio stays."""
     pieces, whole = accumulation_pieces()
     objective = Objective(lambda_text=LAMBDA)
-    model = new_model(optimizer=accumulating(3), objective=objective, eager=EAGER)
+    model = new_model(optimizer=accumulating(3), objective=objective)
     start = values(model)
     history = model.fit(Batches(pieces), shuffle=False, verbose=0).history
     assert history["loss_text"][0] > 0
     moves = [b - a for a, b in zip(start, values(model), strict=True)]
-    model = new_model(objective=objective, eager=EAGER)
+    model = new_model(objective=objective)
     model.train_on_batch(*whole)
     expected = [(b - a) / 2 for a, b in zip(start, values(model), strict=True)]
     assert_same(moves, expected, 1e-6)
@@ -409,7 +409,7 @@ def test_accumulation_with_separate_means():
 @pytest.mark.parametrize("objective", [Objective(lambda_vlm=2.0), None])
 def test_accumulation_of_tokens_alike_is_exact(objective):
     pieces, whole = accumulation_pieces()
-    model = new_model(optimizer=accumulating(3), objective=objective, eager=EAGER)
+    model = new_model(optimizer=accumulating(3), objective=objective)
     for piece in pieces:
         model.train_on_batch(*piece)
     moved = values(model)
@@ -422,14 +422,14 @@ def test_accumulation_of_tokens_alike_is_exact(objective):
 def test_accumulation_of_contrasts_weighs_by_pairs():
     batch, labels = contrast_batch()
     pieces = [rows_of(batch, labels, rows) for rows in ([0, 1, 4, 2], [1, 4, 3, 2])]
-    model = new_model(optimizer=accumulating(2), objective=CONTRAST_ALONE, eager=EAGER)
+    model = new_model(optimizer=accumulating(2), objective=CONTRAST_ALONE)
     start = values(model)
     for piece in pieces:
         model.train_on_batch(*piece)
     moves = [b - a for a, b in zip(start, values(model), strict=True)]
     expected = []
     for piece in pieces:
-        model = new_model(objective=CONTRAST_ALONE, eager=EAGER)
+        model = new_model(objective=CONTRAST_ALONE)
         model.train_on_batch(*piece)
         expected.append([b - a for a, b in zip(start, values(model), strict=True)])
     assert_same(moves, [0.6 * a + 0.4 * b for a, b in zip(*expected, strict=True)], 1e-6)
@@ -439,7 +439,7 @@ def test_pairs_count_where_tokens_of_their_rows_do_not():
     batch, labels = contrast_batch()
     pieces = [rows_of(batch, labels, rows) for rows in ([0, 1, 4], [2, 2])]
     objective = Objective(lambda_vlm=0.0, lambda_text=LAMBDA, lambda_contrast=0.5)
-    model = new_model(objective=objective, eager=EAGER)
+    model = new_model(objective=objective)
     assert [float(model._batch_weight(*piece, None)) for piece in pieces] == [1.0, 1.0]
     nothing = np.full((2, 16), -100, "int32")
     assert float(model._batch_weight(pieces[1][0], nothing, None)) == 0.0
