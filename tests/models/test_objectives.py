@@ -465,7 +465,7 @@ def test_mixed_precision_learns_all_parts():
             6,
             keras.optimizers.Adam(3e-3),
             EVERYTHING,
-            eager=policy == "float32",
+            eager=EAGER and policy == "float32",
             dtype=policy,
         )
         model.source_names = ["all"]
