@@ -178,6 +178,22 @@ def test_a_row_that_left_keeps_its_cache_for_the_next_turn(chat):
         np.testing.assert_allclose(got[:, :fed], expected[:, :fed], atol=1e-5)
 
 
+def test_what_a_row_left_with_is_its_own(chat):
+    """Whoever takes its place writes nothing to it."""
+    rolling = RollingBatch(chat.generation_engine(), 3)
+    *rows, last = (row_of(chat, [user(text)]) for text in ("what?", "which one?", "why", "where"))
+    first, *_ = [join(chat, rolling, row, request(12, stop_ids=())) for row in rows]
+    rolling.advance()
+    kept = [x for block in rolling.leave(first, True) for x in block]
+    before = [np.array(keras.ops.convert_to_numpy(x)) for x in kept]
+    assert join(chat, rolling, last, request(12, stop_ids=())).row == 0
+    rolling.advance()
+    for x, expected in zip(kept, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(x), expected)
+        if keras.backend.backend() == "torch":
+            assert x.untyped_storage().nbytes() == expected.nbytes
+
+
 def test_whoever_joins_needs_no_new_programs(chat):
     work = [(row_of(chat, [user("abc"[:n])]), request(12, stop_ids=())) for n in (1, 2, 3, 2)]
     run_schedule(chat, 3, work, [0, 0, 0, 0])

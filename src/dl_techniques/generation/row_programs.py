@@ -53,10 +53,12 @@ def arranged(state: dict, order, slots: int) -> dict:
 
 
 def taken_row(cache, row, slots: int):
-    """Return one row of a cache, with its first `slots` slots."""
+    """Return a copy of one row of a cache, with its first `slots` slots."""
 
     def of_row(x, length):
-        return ops.slice(x, (row,) + (0,) * (len(x.shape) - 1), (1, length, *x.shape[2:]))
+        # On PyTorch a slice is the batch's own memory, which others write to.
+        start = (row,) + (0,) * (len(x.shape) - 1)
+        return ops.copy(ops.slice(x, start, (1, length, *x.shape[2:])))
 
     return [
         tuple(of_row(x, slots if k < 2 else x.shape[1]) for k, x in enumerate(block))
