@@ -8,9 +8,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import uvicorn
+from live_server import served
 from tiny_chat import picture, png, user
-from waiting import idle, wait_until
+from waiting import idle
 
 from dl_techniques.serving.app import create_app
 from dl_techniques.serving.settings import ServerSettings
@@ -31,16 +31,8 @@ def port(engine):
         max_pixels=4096,
         body_timeout=1.0,
     )
-    app = create_app(engine, settings, warm_up=False)
-    app.state.ready = True
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join()
-    app.state.uploads.close()
+    with served(create_app(engine, settings, warm_up=False)) as port:
+        yield port
 
 
 def request(path=CHAT, body=b"", method="POST", **headers):

@@ -7,7 +7,7 @@ import threading
 
 import openai
 import pytest
-import uvicorn
+from live_server import served
 from tiny_chat import picture, png, user
 from waiting import idle, wait_until
 
@@ -20,17 +20,8 @@ NEW = 12
 @pytest.fixture(scope="module")
 def port(engine):
     """The port of a server whose engine stays when it ends."""
-    app = create_app(engine, ServerSettings("tiny", api_keys=("key",)), warm_up=False)
-    config = uvicorn.Config(app, port=0, log_level="error", lifespan="off")
-    app.state.ready = True
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join()
-    app.state.uploads.close()
+    with served(create_app(engine, ServerSettings("tiny", ("key",)), warm_up=False)) as port:
+        yield port
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,9 @@ class FairQueue:
     Args:
         most: How many may wait.
         most_per_client: How many of one client may wait or run.
+
+    Attributes:
+        most: How many may wait.
     """
 
     def __init__(self, most: int, most_per_client: int):
