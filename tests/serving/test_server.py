@@ -117,8 +117,13 @@ def test_a_stream_is_the_answer_in_pieces(client):
         assert own[0]["delta"] == {"role": "assistant", "content": ""}
         text = "".join(c["delta"].get("content", "") for c in own)
         assert text == choice["message"]["content"]
-        logprobs = [e for c in own if c["logprobs"] for e in c["logprobs"]["content"]]
-        assert logprobs == choice["logprobs"]["content"]
+        said = [e for c in own if c["logprobs"] for e in c["logprobs"]["content"]]
+        expected = choice["logprobs"]["content"]
+        # The second request reads one token after a kept prefix: the same sums in another order.
+        assert [e.pop("logprob") for e in said] == pytest.approx(
+            [e.pop("logprob") for e in expected], abs=1e-5
+        )
+        assert said == expected
         assert [c["finish_reason"] for c in own[:-1]] == [None] * (len(own) - 1)
         assert own[-1]["finish_reason"] == choice["finish_reason"]
 
