@@ -31,6 +31,7 @@ def checkpoint(tmp_path_factory):
     model = tiny_nanovlm(vocab_size=processor.vocab_size, image_token_id=image_id)
     model.save(folder / "nanovlm_final.keras")
     processor.save(folder)
+    model.processor = processor
     return folder, model, processor
 
 
@@ -75,7 +76,7 @@ def test_generate_prints_the_models_answer(command, checkpoint, picture):
     sample = {"id": "x", "images": [picture], "messages": [{"role": "user", "content": "Why?"}]}
     sample["messages"].append({"role": "assistant", "content": "?"})
     for length in (5, 32):
-        (expected,) = answer_questions(model, processor, [sample], 1, length)
+        (expected,) = answer_questions(model, [sample], 1, length)
         flags = [] if length == 32 else ["--max-new-tokens", length]
         code, out, err = command("generate", folder, picture, "Why?", *flags)
         assert (code, out, err) == (0, expected.answer + "\n", "")

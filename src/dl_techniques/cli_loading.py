@@ -25,5 +25,5 @@ def load_answering(source: str, tokenizer: str | None = None):
     if not isinstance(model, VisionLanguageModel):
         raise ValueError(f"{source} is a {type(model).__name__}, which answers no questions.")
     if model.processor is None:
-        raise ValueError(f"{source} has no tokenizer: give --tokenizer.")
+        raise ValueError(f"{source} has no tokenizer: name one with the option tokenizer.")
     return model

@@ -8,6 +8,7 @@ from tiny_models import IMAGE_SIZE, tiny_nanovlm
 
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.run import RunSettings, answer_task, collect
+from dl_techniques.generation.sampling import GREEDY
 from dl_techniques.preprocessing.images import load_image
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 
@@ -36,7 +37,8 @@ class Oracle:
     def __init__(self, **answers):
         self.answers, self.asked = answers, []
 
-    def generate(self, conversations, max_new_tokens):
+    def generate(self, conversations, max_new_tokens, sampler=GREEDY, seed=0):
+        assert sampler.is_greedy
         assert all(len(messages) == 1 for messages in conversations)
         self.asked.append([text_of(messages) for messages in conversations])
         return [f" {self._answer(messages)}\n" for messages in conversations]

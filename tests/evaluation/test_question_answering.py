@@ -5,13 +5,16 @@ import pytest
 from tiny_models import IMAGE_SIZE, random_images, tiny_nanovlm
 
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
+from dl_techniques.evaluation.asking import without_pictures
 from dl_techniques.evaluation.question_answering import (
     AnsweredQuestion,
     answer_questions,
     message_text,
-    prompt_batch,
+    question_message,
+    sample_questions,
     share_correct,
 )
+from dl_techniques.generation.sampling import Sampler
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 
 
@@ -59,17 +62,15 @@ def test_message_text_joins_parts():
 
 
 @pytest.fixture(scope="module")
-def processor():
+def model():
     tokenizer = CharacterTokenizer(128)
     image_id = tokenizer.add_special_tokens(["<|image|>"])[0]
-    return VQADataProcessor(
+    processor = VQADataProcessor(
         IMAGE_SIZE, 64, tokenizer=tokenizer, image_token_id=image_id, tokens_per_image=4
     )
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return tiny_nanovlm(vocab_size=processor.vocab_size, image_token_id=processor.image_token_id)
+    model = tiny_nanovlm(vocab_size=processor.vocab_size, image_token_id=image_id)
+    model.processor = processor
+    return model
 
 
 def picture(seed):
@@ -94,8 +95,8 @@ SAMPLES = [
 SAMPLES[1]["messages"][0]["content"] = "Is <|image|> like <|image|>?"
 
 
-def test_questions_keep_their_own_ids_kinds_and_references(model, processor):
-    found = answer_questions(model, processor, SAMPLES, 4, 3)
+def test_questions_keep_their_own_ids_kinds_and_references(model):
+    found = answer_questions(model, SAMPLES, 4, 3)
     assert [(q.id, q.kind, q.references) for q in found] == [
         ("a-0", "reason", ["So", "because"]),
         ("a-1", "count", ["2"]),
@@ -106,58 +107,63 @@ def test_questions_keep_their_own_ids_kinds_and_references(model, processor):
     assert found[1].question == "How many are there?"
 
 
-def test_a_ragged_batch_answers_as_single_questions(model, processor):
-    batched = answer_questions(model, processor, SAMPLES, 4, 8)
-    single = answer_questions(model, processor, SAMPLES, 1, 8)
+def test_a_ragged_batch_answers_as_single_questions(model):
+    batched = answer_questions(model, SAMPLES, 4, 8)
+    single = answer_questions(model, SAMPLES, 1, 8)
     assert [q.answer for q in batched] == [q.answer for q in single]
     assert len({q.answer for q in batched}) > 1
 
 
-def test_answers_end_at_the_stop_id(processor):
+def test_a_question_is_asked_as_its_sample_begins_in_training(model):
+    question, row = sample_questions(SAMPLES[1])[0], model.processor.process(SAMPLES[1])
+    prompt = model.processor.encode_prompt([question_message(question)])
+    assert prompt.images == SAMPLES[1]["images"]
+    assert prompt.token_ids == row["text_tokens"][: len(prompt.token_ids)].tolist()
+    answer = row["labels"][len(prompt.token_ids) :]
+    assert (answer != -100).all() and (row["labels"] != -100).sum() == len(answer)
+
+
+def test_answers_are_without_blanks_and_drawn_by_number():
     class Parrot:
-        def generate(self, inputs, max_new_tokens, sampler, stop_ids, **options):
-            assert list(stop_ids) == [2] and max_new_tokens == 9
-            row = [ord(c) for c in " yes"] + [2, ord("n"), 0]
-            return np.array([row] * len(inputs["text_tokens"]))
+        def __init__(self):
+            self.seeds = []
 
-    found = answer_questions(Parrot(), processor, SAMPLES, 3, 9)
+        def generate(self, conversations, max_new_tokens, sampler, seed):
+            assert max_new_tokens == 9 and sampler == Sampler(temperature=2.0)
+            self.seeds.append(seed)
+            return [" yes\n"] * len(conversations)
+
+    parrot = Parrot()
+    found = answer_questions(parrot, SAMPLES, 3, 9, sampler=Sampler(temperature=2.0), seed=5)
     assert [q.answer for q in found] == ["yes"] * 4
+    assert parrot.seeds == [5, 8]
 
 
-def test_blank_images_take_the_pictures_away(model, processor):
-    questions = [
-        {"question": "Why?", "images": [picture(1)]},
-        {"question": "Why though?", "images": []},
-    ]
-    seen = prompt_batch(processor, questions, batch_size=3)
-    blank = prompt_batch(processor, questions, batch_size=3, blank_images=True)
-    assert not blank.pop("images").any()
-    assert seen["images"].shape == (3, 1, IMAGE_SIZE, IMAGE_SIZE, 3)
-    np.testing.assert_allclose(seen.pop("images")[0, 0], picture(1) / 127.5 - 1, atol=1e-6)
-    for name in blank:
-        np.testing.assert_array_equal(seen[name], blank[name])
-    # bos, 4 placeholders, "Question: Why? Answer:"; rounded up to 16s. Row 2 repeats row 1.
-    assert seen["attention_mask"].sum(axis=1).tolist() == [27, 30, 30]
-    assert seen["text_tokens"].shape == (3, 32)
-    assert seen["num_images"].tolist() == [1, 0, 0]
-    real = answer_questions(model, processor, SAMPLES[:1], 4, 8)
-    blind = answer_questions(model, processor, SAMPLES[:1], 4, 8, blank_images=True)
+def test_blank_images_take_the_pictures_away(model):
+    wide = {**sample_questions(SAMPLES[1])[0], "images": [picture(2)[:6], picture(3)]}
+    message = question_message(wide)
+    blank = without_pictures(message)
+    texts, blank_texts = (
+        [p for p in m["content"] if p["type"] == "text"] for m in (message, blank)
+    )
+    assert texts == blank_texts and len(message["content"]) == len(blank["content"])
+    pictures = [part["image"] for part in blank["content"] if part["type"] == "image"]
+    assert [p.size for p in pictures] == [(IMAGE_SIZE, 6), (IMAGE_SIZE, IMAGE_SIZE)]
+    assert {p.getcolors()[0][1] for p in pictures} == {(127, 127, 127)}
+    real = answer_questions(model, SAMPLES[:1], 4, 8)
+    blind = answer_questions(model, SAMPLES[:1], 4, 8, blank_images=True)
     assert [q.answer for q in real] != [q.answer for q in blind]
+    assert blind[0].images is SAMPLES[0]["images"]
 
 
-def test_text_alone_needs_no_images_at_all(processor):
-    inputs = prompt_batch(processor, [{"question": "Why?", "images": []}])
-    assert set(inputs) == {"text_tokens", "attention_mask"}
-
-
-def test_images_inside_messages_are_shown(model, processor):
+def test_images_inside_messages_are_shown(model):
     inside = {"id": "a", "images": [], "messages": turn("", "2")}
     inside["messages"][0]["content"] = [
         {"type": "image", "image": picture(1)},
         {"type": "text", "text": "How many are there?"},
     ]
-    (found,) = answer_questions(model, processor, [inside], 4, 8)
-    beside = answer_questions(model, processor, SAMPLES[:1], 4, 8)[1]
+    (found,) = answer_questions(model, [inside], 4, 8)
+    beside = answer_questions(model, SAMPLES[:1], 4, 8)[1]
     assert (found.question, found.answer) == (beside.question, beside.answer)
     assert [id(image) for image in found.images] == [
         id(inside["messages"][0]["content"][0]["image"])

@@ -57,4 +57,4 @@ def test_what_is_not_served(command, monkeypatch, chat):
         patch.setattr(chat, "processor", None)
         for name in ("serve", "chat"):
             code, _, err = command(name, "folder")
-            assert code == 1 and "folder has no tokenizer: give --tokenizer" in err
+            assert code == 1 and "folder has no tokenizer" in err

@@ -90,14 +90,14 @@ def test_results_count_every_held_out_question(shapes_run):
 
 
 def test_a_loaded_checkpoint_answers_as_the_trained_model(shapes_run):
-    folder, _, (trained, processor, held_out, _) = shapes_run
-    model, loaded_processor = load_checkpoint(folder)
+    folder, _, (trained, held_out, _) = shapes_run
+    model, _ = load_checkpoint(folder)
     for expected, found in zip(trained.weights, model.weights, strict=True):
         values = [keras.ops.convert_to_numpy(v.value) for v in (expected, found)]
         np.testing.assert_array_equal(*values)
     answers = [
-        [item.answer for item in answer_questions(*parts, held_out[:1], 4, 6)]
-        for parts in ((trained, processor), (model, loaded_processor))
+        [item.answer for item in answer_questions(each, held_out[:1], 4, 6)]
+        for each in (trained, model)
     ]
     assert answers[0] == answers[1]
 

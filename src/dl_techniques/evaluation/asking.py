@@ -9,13 +9,14 @@ from PIL import Image
 from dl_techniques.evaluation.metrics import likeliest_choice
 from dl_techniques.evaluation.metrics.choices import letters_of
 from dl_techniques.evaluation.questions import Question
+from dl_techniques.generation.sampling import GREEDY, Sampler
 from dl_techniques.preprocessing.images import load_image
 
 GREY = (127, 127, 127)
 _MARK = re.compile(r"<image \d>")
 
 
-def prompt_message(question: Question, prompt: str, blank_images: bool = False) -> dict[str, Any]:
+def prompt_message(question: Question, prompt: str) -> dict[str, Any]:
     """Return a question as a user's message, the pictures before the text.
 
     Where the text marks all of them ("<image 1>", in MMMU), they stand there instead.
@@ -23,10 +24,8 @@ def prompt_message(question: Question, prompt: str, blank_images: bool = False) 
     Args:
         question: Its pictures are shown.
         prompt: What is asked, as text.
-        blank_images: Show grey pictures of the same sizes instead.
     """
-    sources = [_blank(image) if blank_images else image for image in question.images]
-    images = [{"type": "image", "image": source} for source in sources]
+    images = [{"type": "image", "image": source} for source in question.images]
     texts = _MARK.split(prompt)
     if len(texts) != len(images) + 1:
         return {"role": "user", "content": [*images, {"type": "text", "text": prompt}]}
@@ -36,15 +35,33 @@ def prompt_message(question: Question, prompt: str, blank_images: bool = False) 
     return {"role": "user", "content": content}
 
 
-def generated_answers(model, messages: Sequence[dict], max_new_tokens: int) -> list[str]:
-    """Return a model's greedy answers, one to each message, without blanks around them.
+def without_pictures(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message, its content a list of parts, with grey pictures of the same sizes."""
+    parts = [
+        {**part, "image": _blank(part["image"])} if part["type"] == "image" else part
+        for part in message["content"]
+    ]
+    return {**message, "content": parts}
+
+
+def generated_answers(
+    model,
+    messages: Sequence[dict],
+    max_new_tokens: int,
+    sampler: Sampler = GREEDY,
+    seed: int = 0,
+) -> list[str]:
+    """Return a model's answers, one to each message, without blanks around them.
 
     Args:
         model: A `VisionLanguageModel` with its processor.
         messages: See `prompt_message`.
         max_new_tokens: The longest answer.
+        sampler: How tokens are chosen.
+        seed: Of what is drawn; see `generate`.
     """
-    answers = model.generate([[message] for message in messages], max_new_tokens)
+    conversations = [[message] for message in messages]
+    answers = model.generate(conversations, max_new_tokens, sampler, seed=seed)
     return [answer.strip() for answer in answers]
 
 

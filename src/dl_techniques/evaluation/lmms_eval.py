@@ -49,11 +49,9 @@ def _model_class():
         def __init__(self, pretrained=None, batch_size=1, tokenizer=None, model=None, **others):
             super().__init__()
             if model is None:
-                from dl_techniques.training.run_folder import load_model
+                from dl_techniques.cli_loading import load_answering
 
-                model = load_model(pretrained, tokenizer=tokenizer)
-            if model.processor is None:
-                raise ValueError(f"{pretrained} has no tokenizer: give tokenizer=FOLDER.")
+                model = load_answering(pretrained, tokenizer)
             self._model, self._batch_size = model, int(batch_size)
 
         @property

@@ -4,15 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from dl_techniques.datasets.samples import question_ids
+from dl_techniques.datasets.rows import messages_with_images
+from dl_techniques.datasets.samples import Sample, question_ids
+from dl_techniques.evaluation.asking import generated_answers, without_pictures
 from dl_techniques.evaluation.metrics import exact_match
 from dl_techniques.generation.sampling import GREEDY, Sampler
-from dl_techniques.preprocessing.chat_template import decode_answer
 from dl_techniques.preprocessing.messages import message_parts
-
-PROMPT_BUCKET = 16
 
 
 @dataclass
@@ -34,8 +31,7 @@ class AnsweredQuestion:
 
 def answer_questions(
     model,
-    processor,
-    samples: Iterable[dict],
+    samples: Iterable[Sample],
     batch_size: int = 64,
     max_new_tokens: int = 16,
     blank_images: bool = False,
@@ -45,75 +41,36 @@ def answer_questions(
     """Ask each user turn alone (no earlier turns).
 
     Args:
-        model: A `VisionLanguageModel`.
-        processor: Its `VQADataProcessor`.
+        model: A `VisionLanguageModel` with its processor.
         samples: Rows with `images` and `messages` (see `samples.make_sample`), every question with
             its answer.
-        batch_size: Questions per batch.
+        batch_size: Questions at a time.
         max_new_tokens: The longest answer, in tokens.
-        blank_images: Show blank pictures (0 after normalisation: mid-grey for [-1, 1]) instead:
-            what the model answers without seeing.
+        blank_images: Show grey pictures of the same sizes instead: what the model answers without
+            seeing.
         sampler: How tokens are chosen.
         seed: Of what is drawn.
     """
     questions = [question for sample in samples for question in sample_questions(sample)]
-    stop_ids = processor.template.stop_ids(processor.tokenizer)
     answered = []
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
-        inputs = prompt_batch(processor, batch, batch_size, blank_images)
-        ids = model.generate(
-            inputs,
-            max_new_tokens,
-            sampler,
-            stop_ids=stop_ids,
-            pad_token_id=processor.pad_token_id,
-            seed=seed + start,
-        )
-        for question, row in zip(batch, ids, strict=False):
-            text = decode_answer(row.tolist(), processor.tokenizer, processor.template)
-            answered.append(AnsweredQuestion(**question, answer=text))
+        messages = [question_message(question) for question in batch]
+        if blank_images:
+            messages = [without_pictures(message) for message in messages]
+        answers = generated_answers(model, messages, max_new_tokens, sampler, seed + start)
+        answered += [
+            AnsweredQuestion(**question, answer=answer)
+            for question, answer in zip(batch, answers, strict=True)
+        ]
     return answered
 
 
-def prompt_batch(
-    processor, questions: list[dict], batch_size: int | None = None, blank_images: bool = False
-) -> dict[str, np.ndarray]:
-    """Return the model inputs of prompts; rows are repeated up to `batch_size`.
-
-    Args:
-        processor: A `VQADataProcessor`.
-        questions: Dicts with `question` and `images`.
-        batch_size: Rows of the result; default: as many as questions.
-        blank_images: Replace pictures by zeros.
-    """
-    prompts = [
-        processor.process(
-            {
-                "id": q.get("id", "question"),
-                "images": q["images"],
-                "messages": [{"role": "user", "content": q["question"]}],
-            }
-        )
-        for q in questions
-    ]
-    prompts += [prompts[-1]] * ((batch_size or len(prompts)) - len(prompts))
-    longest = max(len(p["text_tokens"]) for p in prompts)
-    length = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-    slots = max(len(p["images"]) for p in prompts)
-    tokens = np.full((len(prompts), length), processor.pad_token_id, np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    images = np.zeros((len(prompts), slots, *processor.image_processor.image_size, 3), np.float32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt["text_tokens"])] = prompt["text_tokens"]
-        mask[row, : len(prompt["text_tokens"])] = True
-        if not blank_images:
-            images[row, : len(prompt["images"])] = prompt["images"]
-    inputs = {"text_tokens": tokens, "attention_mask": mask}
-    if slots:
-        inputs["images"] = images
-        inputs["num_images"] = np.array([len(p["images"]) for p in prompts], np.int32)
-    return inputs
+def question_message(question: dict[str, Any]) -> dict[str, Any]:
+    """Return one of `sample_questions` as a user's message, its pictures in their places."""
+    asked = {"role": "user", "content": question["question"]}
+    (message,) = messages_with_images({**question, "messages": [asked]})
+    return message
 
 
 def share_correct(answered: list[AnsweredQuestion]) -> dict[str, tuple[float, int]]:
@@ -131,7 +88,7 @@ def message_text(message: dict) -> str:
     return "".join(value for kind, value in message_parts(message, "a message") if kind == "text")
 
 
-def sample_questions(sample: dict) -> list[dict]:
+def sample_questions(sample: Sample) -> list[dict[str, Any]]:
     """Return `id`, `kind`, `images`, `question` and `references` of each user turn of a sample."""
     messages = sample["messages"]
     users = [i for i, message in enumerate(messages) if message["role"] == "user"]

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dl_techniques.evaluation.asking import generated_answers, likeliest_letters, prompt_message
+from dl_techniques.evaluation.asking import (
+    generated_answers,
+    likeliest_letters,
+    prompt_message,
+    without_pictures,
+)
 from dl_techniques.evaluation.data import Questions
 from dl_techniques.evaluation.predictions import Predictions, Record, read_predictions
 from dl_techniques.evaluation.questions import Question
@@ -109,9 +114,11 @@ def _records(model, benchmark, batch, settings, blank_images) -> Iterator[Record
     asked = [question for *_, question in batch]
     try:
         messages = [
-            prompt_message(question, prompt, blank_images)
+            prompt_message(question, prompt)
             for question, prompt in zip(asked, prompts, strict=True)
         ]
+        if blank_images:
+            messages = [without_pictures(message) for message in messages]
         if settings.likelihood:
             answers = likeliest_letters(model, messages, [question.options for question in asked])
         else:

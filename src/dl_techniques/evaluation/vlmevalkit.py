@@ -59,11 +59,9 @@ def _model_class():
         ):
             super().__init__()
             if model is None:
-                from dl_techniques.training.run_folder import load_model
+                from dl_techniques.cli_loading import load_answering
 
-                model = load_model(pretrained, tokenizer=tokenizer)
-            if model.processor is None:
-                raise ValueError(f"{pretrained} has no tokenizer: give tokenizer=FOLDER.")
+                model = load_answering(pretrained, tokenizer)
             self._model, self._max_new_tokens = model, int(max_new_tokens)
 
         def use_custom_prompt(self, dataset) -> bool:

@@ -163,7 +163,6 @@ class GRPOTrainer:
         questions_of(samples)  # Malformed ones are refused before any is answered.
         answered = answer_questions(
             self.model,
-            self.model.processor,
             samples,
             batch_size,
             self.max_new_tokens,

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dl_techniques.datasets.rows import IGNORE_INDEX, messages_with_images
+from dl_techniques.datasets.rows import IGNORE_INDEX
 from dl_techniques.datasets.samples import normalize_sample
-from dl_techniques.evaluation.question_answering import sample_questions
+from dl_techniques.evaluation.question_answering import question_message, sample_questions
 from dl_techniques.generation.buckets import bucket, pad_to
 from dl_techniques.generation.engine import TOKEN_BUCKET
 from dl_techniques.generation.prompts import Prompt, read_prompt
@@ -60,7 +60,7 @@ def read_questions(processor, questions: Sequence[dict]) -> Prompts:
     Raises:
         ValueError: for an image that cannot be read.
     """
-    prompts = [read_prompt(processor, _conversation(question)) for question in questions]
+    prompts = [read_prompt(processor, [question_message(question)]) for question in questions]
     places: dict[str, list[int]] = {}
     tiles: list[np.ndarray] = []
     for prompt in prompts:
@@ -78,13 +78,6 @@ def read_questions(processor, questions: Sequence[dict]) -> Prompts:
     counts = np.array([len(numbers) for numbers in of_questions], "int32")
     pixels = np.concatenate(tiles).astype("float32") if tiles else None
     return Prompts([prompt.ids for prompt in prompts], pixels, index, counts)
-
-
-def _conversation(question: dict) -> list[dict]:
-    message = {"role": "user", "content": question["question"]}
-    return messages_with_images(
-        {"id": question["id"], "images": question["images"], "messages": [message]}
-    )
 
 
 def _tiles(prompt: Prompt, places: dict[str, list[int]]) -> list[int]:

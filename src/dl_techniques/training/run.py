@@ -86,13 +86,14 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
         else:
             processor = new_processor(config, train, skeleton)
             model = new_model(config, **vocabulary_of(processor, config))
+    model.processor = processor
     held_out = usable(processor, held_out)
     stages = []
     for settings in stage_configs(config):
         samples = _samples(settings, first, train)
         data, steps = stage_data(settings, processor, samples)
         stages.append(_stage(settings, steps, data))
-    trainer = _trainer(config, model, stages, processor, held_out, folder)
+    trainer = _trainer(config, model, stages, held_out, folder)
     if not resume:  # A run that cannot be resumed must leave the folder as it was.
         trainer.begin(restart)
         _save_settings(folder, processor, config)
@@ -106,7 +107,7 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
             draw_log(folder / "log.jsonl", folder / "loss_curve.png")
     if not held_out or process_count() > 1:
         return {}
-    return final_evaluation(model, processor, held_out, folder)
+    return final_evaluation(model, held_out, folder)
 
 
 def _samples(settings: dict, first: dict, train: list) -> list:
@@ -156,10 +157,12 @@ def _stage(settings: dict, steps: int, data=None) -> Stage:
     )
 
 
-def _trainer(config, model, stages, processor, held_out, folder) -> StageTrainer:
+def _trainer(config, model, stages, held_out, folder) -> StageTrainer:
     evaluate = None
     if held_out and process_count() == 1 and config["evaluate_every"] is not None:
-        evaluate = PeriodicEvaluation(processor, held_out, config["evaluation_questions"], folder)
+        evaluate = PeriodicEvaluation(
+            model.processor, held_out, config["evaluation_questions"], folder
+        )
     project = config["wandb_project"]
     return StageTrainer(
         model,

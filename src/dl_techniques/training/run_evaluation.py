@@ -39,13 +39,13 @@ class PeriodicEvaluation:
 
     def __init__(self, processor, held_out: list, questions: int, folder: Path):
         count = max(1, questions // max(1, _questions(held_out[:1])))
-        self._processor, self._samples = processor, held_out[:count]
+        self._samples = held_out[:count]
         self._longest = longest_answer(processor, self._samples)
         self._folder = folder / "samples"
 
     def __call__(self, step: int, model) -> Evaluation:
         """Return the share of right answers, and the questions with the answers as a picture."""
-        answered = answer_questions(model, self._processor, self._samples, 64, self._longest)
+        answered = answer_questions(model, self._samples, 64, self._longest)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"step_{step:06d}.png"
         contact_sheet(answered[:_SHOWN], path)
@@ -55,16 +55,16 @@ class PeriodicEvaluation:
         return Evaluation({"exact_match": share}, {"samples": pixels}, share)
 
 
-def final_evaluation(model, processor, held_out: list, folder: Path) -> dict:
+def final_evaluation(model, held_out: list, folder: Path) -> dict:
     """Score all held-out questions, with and without pictures; write what is to be looked at.
 
     Returns:
-        Kind of question -> `exact_match`, `blank_images` (with blank pictures), `questions`; it is
+        Kind of question -> `exact_match`, `blank_images` (with grey pictures), `questions`; it is
         also in `results.json`.
     """
-    longest = longest_answer(processor, held_out)
+    longest = longest_answer(model.processor, held_out)
     seen, blank = (
-        answer_questions(model, processor, held_out, 64, longest, blank_images)
+        answer_questions(model, held_out, 64, longest, blank_images)
         for blank_images in (False, True)
     )
     scores, blind = share_correct(seen), share_correct(blank)
