@@ -175,6 +175,7 @@ def test_push_to_hub_needs_a_network_and_a_name(tmp_path):
         model.push_to_hub("tiny")
 
 
+@pytest.mark.no_backend
 def test_the_hub_is_known_in_a_process_of_its_own():
     code = "from dl_techniques.checkpoints.hub import local_folder; local_folder('hf://a/b')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

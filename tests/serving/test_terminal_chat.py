@@ -15,6 +15,8 @@ from pexpect import fdpexpect
 from PIL import Image
 from tiny_chat import LETTERS, chat_model
 
+pytestmark = pytest.mark.no_backend
+
 PROMPT = "> "
 # Every step takes a while, so that there is time to stop an answer.
 PROGRAM = """

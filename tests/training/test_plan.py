@@ -220,6 +220,7 @@ def test_data_parallel_devices_hold_everything_but_the_rows():
     assert 4 * plan.batch == alone.batch
 
 
+@pytest.mark.no_backend
 def test_the_72b_model_is_planned_without_its_weights():
     plan = plan_training("nvlm_d_72b", 1, 2816, 7, "mixed_bfloat16", trainable=["language_decoder"])
     assert plan.parameters == 78_863_416_704

@@ -104,6 +104,7 @@ def test_cross_attention_projects_the_context_once_and_reads_it_from_every_token
     assert inside == attention + vision + projector
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_every_named_model_is_planned(name):
     length, images = 1024, 1
@@ -235,6 +236,7 @@ def test_measured_steps_have_batches_that_the_model_takes(case, tmp_path):
     assert np.isfinite(float(np.asarray(steps.model.test_on_batch(steps.inputs, steps.labels))[0]))
 
 
+@pytest.mark.no_backend
 def test_the_command_plans_by_name(command):
     code, out, _ = command("plan", "nvlm_h_72b", "--batch-size", 1, "--length", 2816, "--images", 7)
     assert code == 0 and out.splitlines()[1].endswith(f" of {80_373_448_074:,} parameters")
