@@ -1,7 +1,9 @@
 """The commands `dl-techniques evaluate` and `dl-techniques compare`."""
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,10 +65,28 @@ def evaluate(
         opened = open_questions(name, data, split, images).limited(limit)
         questions[name] = opened if held_out is None else opened.held_out(held_out, seed)
     loaded = load_answering(model, tokenizer)
+    options = {
+        "data": data,
+        "split": split,
+        "images": images,
+        "batch-size": batch_size,
+        "limit": limit,
+        "held-out": held_out,
+        "seed": None if held_out is None else seed,
+        "suffix": suffix,
+        "max-new-tokens": max_new_tokens,
+        "likelihood": likelihood,
+        "blind": blind,
+        "tokenizer": tokenizer,
+    }
+    of_guards = {name: options[name] for name in ("batch-size", "limit", "tokenizer")}
+    commands = {
+        name: command_line(model, name, of_guards if name in guards else options) for name in names
+    }
     if questions:
-        run_evaluation(loaded, model, questions, output, settings, blind, report)
+        run_evaluation(loaded, model, questions, output, settings, commands, blind, report)
     if guards:
-        run_text_guards(loaded, model, guards, output, batch_size, limit)
+        run_text_guards(loaded, model, guards, output, batch_size, limit, commands)
 
 
 def compare(
@@ -78,6 +98,25 @@ def compare(
     from dl_techniques.evaluation.compare import compare_results
 
     print_table(comparison_table(compare_results(first, second)))
+
+
+def command_line(model: str, task: str, options: Mapping[str, Any]) -> str:
+    """Return the command that gives a task's figures again, in one process.
+
+    Args:
+        model: As the command was told.
+        task: A benchmark or a guard.
+        options: Flag -> value; None and False are left out.
+    """
+    import keras
+
+    parts = ["dl-techniques", "evaluate", "--model", model, "--tasks", task]
+    for name, value in options.items():
+        if value is True:
+            parts.append(f"--{name}")
+        elif value is not None and value is not False:
+            parts += [f"--{name}", str(value)]
+    return f"KERAS_BACKEND={keras.backend.backend()} {shlex.join(parts)}"
 
 
 def parse_shard(text: str) -> tuple[int, int]:

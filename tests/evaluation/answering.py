@@ -74,4 +74,4 @@ def run(model, task, questions, folder, blank_images=False, digest="d1", **setti
     """Ask everything and return the results, None if some are missing."""
     settings = RunSettings(**settings)
     answer_task(model, task, questions, folder, settings, digest, blank_images)
-    return collect(task, questions, folder, settings, {**ORIGIN, "checkpoint": digest})
+    return collect(task, questions, folder, settings, {**ORIGIN, "checkpoint": digest}, "again")

@@ -1,7 +1,9 @@
 """`dl-techniques evaluate` and `compare` with a tiny model."""
 
 import json
+import shlex
 
+import keras
 import pytest
 from answering import character_model, write_lines
 from command_line import check_one_line_error
@@ -65,6 +67,38 @@ def test_scores_are_shown_and_written(evaluate, command, model, data, tmp_path):
         "easy_vqa",
         "cifar10",
     ]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--suffix", " It's what?", "--max-new-tokens", 3, "--limit", 4, "--shard", "0/1"),
+        ("--held-out", 0.5, "--seed", 3, "--blind", "--max-new-tokens", 2),
+    ],
+)
+def test_the_command_in_the_results_gives_them_again(evaluate, command, data, tmp_path, flags):
+    assert evaluate("--tasks", "cifar10,easy_vqa", "--data", data, *flags)[0] == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    for task, found in results["tasks"].items():
+        setting, program, *arguments = shlex.split(found["asked"]["command"])
+        assert setting == f"KERAS_BACKEND={keras.backend.backend()}"
+        assert program == "dl-techniques" and "--shard" not in arguments
+        code, _, err = command(*arguments, "--output", tmp_path / "again")
+        assert code == 0, err
+        again = json.loads((tmp_path / "again" / "results.json").read_text())
+        assert again["tasks"][task] == found
+
+
+def test_guards_have_their_command_too(evaluate, data, monkeypatch, tmp_path):
+    def guards(model, names, batch_size, limit):
+        return {name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in names}
+
+    monkeypatch.setattr("dl_techniques.evaluation.command.run_guards", guards)
+    code, out, _ = evaluate("--tasks", "mmlu", "--data", data, "--limit", 7)
+    assert code == 0 and "40.0 to 60.0" in out
+    found = json.loads((tmp_path / "results.json").read_text())["guards"]["mmlu"]
+    arguments = shlex.split(found["command"])[4:]
+    assert arguments == ["tiny", "--tasks", "mmlu", "--batch-size", "8", "--limit", "7"]
 
 
 def test_processes_wait_for_each_other(evaluate, data):

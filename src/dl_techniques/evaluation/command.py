@@ -30,6 +30,7 @@ def run_evaluation(
     questions: Mapping[str, Questions],
     folder: Path,
     settings: RunSettings,
+    commands: Mapping[str, str],
     blind: bool = False,
     report: bool = False,
 ) -> dict[str, dict[str, Any]]:
@@ -41,6 +42,7 @@ def run_evaluation(
         questions: Benchmark -> its questions.
         folder: Gets the predictions, results and the page.
         settings: How to ask.
+        commands: Benchmark -> what gives its figures again; it is written down.
         blind: Ask also without pictures.
         report: Write `report.html`.
 
@@ -70,7 +72,8 @@ def run_evaluation(
                 )
     origin = {"model": name, "checkpoint": digest}
     results = {
-        task: collect(task, asked, folder, settings, origin) for task, asked in questions.items()
+        task: collect(task, asked, folder, settings, origin, commands[task])
+        for task, asked in questions.items()
     }
     finished = {task: found for task, found in results.items() if found is not None}
     print_table(results_table(finished))
@@ -87,7 +90,13 @@ def run_evaluation(
 
 
 def run_text_guards(
-    model, name: str, guards: Sequence[str], folder: Path, batch_size: int, limit: int | None
+    model,
+    name: str,
+    guards: Sequence[str],
+    folder: Path,
+    batch_size: int,
+    limit: int | None,
+    commands: Mapping[str, str],
 ) -> None:
     """Run text-only guards, add them to `results.json` and show a table.
 
@@ -98,12 +107,15 @@ def run_text_guards(
         folder: Gets the results.
         batch_size: Requests at a time.
         limit: So many questions of each.
+        commands: Guard -> what gives its figure again; it is written down.
 
     Raises:
         ValueError: for an unknown guard, or a model without a processor.
         ImportError: if lm-evaluation-harness is not installed.
     """
     found = run_guards(model, guards, batch_size, limit)
+    for guard, figure in found.items():
+        figure["command"] = commands[guard]
     origin = {"model": name, "checkpoint": weights_digest(model)}
     merge_results(folder, origin, {"guards": found})
     table = _table("guard", "score", "95 % interval")

@@ -188,7 +188,12 @@ def _complete_rows(records: list[Record]) -> set[int]:
 
 
 def collect(
-    task: str, questions: Questions, folder: Path, settings: RunSettings, origin: dict[str, Any]
+    task: str,
+    questions: Questions,
+    folder: Path,
+    settings: RunSettings,
+    origin: dict[str, Any],
+    command: str,
 ) -> dict[str, Any] | None:
     """Write a task's results once all processes have answered.
 
@@ -198,6 +203,7 @@ def collect(
         folder: Holds the predictions; `results.json` in it gets the task.
         settings: How it was asked.
         origin: `model` and `checkpoint` of the results.
+        command: What gives the same results again.
 
     Returns:
         The task's results, None if answers are missing.
@@ -218,6 +224,7 @@ def collect(
         "first_prompt": seen[0]["prompt"],
         "max_new_tokens": settings.max_new_tokens or questions.benchmark.max_new_tokens,
         "likelihood": settings.likelihood,
+        "command": command,
     }
     merge_results(folder, origin, {"tasks": {task: results}}, settings.shard[0])
     return results
