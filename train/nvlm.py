@@ -72,6 +72,8 @@ def get_config(flags: argparse.Namespace) -> dict:
 
 def _tiny(flags) -> dict:
     connector = connector_rates(flags.architecture, 4e-3)
+    # The longest caption, with five tiles and their tags; D's tokens are all in the sequence.
+    length = 104 if flags.architecture == "decoder" else 88
     answers = {"vision": 1e-3, "projection": 2e-3, "language": 2e-3}
     return {
         "model": flags.model or TINY_MODELS[flags.architecture],
@@ -79,7 +81,7 @@ def _tiny(flags) -> dict:
         "image_processor": {"kind": "nvlm", "image_size": 32, "max_num": 4},
         "stages": [
             tiny_settings.text_stage(),
-            tiny_settings.contrast_stage(max_text_length=128),  # With five tiles and their tags.
+            tiny_settings.contrast_stage(max_text_length=length),
             tiny_settings.align_stage(connector),
             tiny_settings.sft_stage(answers),
         ],

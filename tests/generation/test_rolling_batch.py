@@ -65,7 +65,7 @@ def run_schedule(model, rows, work, joins_at):
         most = max(most, len(rolling.seats))
         rolling.advance()
         for seat in [seat for seat in rolling.seats if seat.ended]:
-            rolling.leave(seat)
+            rolling.leave([seat])
         if not waiting and not rolling.seats:
             break
     for number, (batch, _) in enumerate(work):
@@ -88,13 +88,14 @@ def test_every_row_gets_its_own_tokens_whoever_joins_and_leaves(chat):
 
 
 def test_rows_that_are_read_together(chat):
-    samplers = ("greedy", SAMPLED, PENALISED, "greedy")
+    # Five, to which a sixth is added as padding.
+    samplers = ("greedy", SAMPLED, PENALISED, "greedy", SAMPLED)
     wanted = [request(3 + 2 * n, sampler, n) for n, sampler in enumerate(samplers)]
-    prompts = [[user("a" * 9 * n, *[picture(n)][: n % 2])] for n in range(4)]
+    prompts = [[user("a" * 9 * n, *[picture(n)][: n % 2])] for n in range(5)]
     read = [read_prompt(chat.processor, messages) for messages in prompts]
     batch = prompt_batch(chat.generation_engine(), chat, read)
     for before in (0, 1, 2):
-        rolling = RollingBatch(chat.generation_engine(), 6)
+        rolling = RollingBatch(chat.generation_engine(), 7)
         wishes = [request(7), request(9, SAMPLED)][:before]
         others = [
             join(chat, rolling, row_of(chat, messages), wish)
@@ -102,7 +103,7 @@ def test_rows_that_are_read_together(chat):
         ]
         rolling.advance()
         seats = join(chat, rolling, batch, *wanted)
-        assert len(rolling.seats) == before + 4
+        assert len(rolling.seats) == before + 5
         while not all(seat.ended for seat in rolling.seats):
             rolling.advance()
         rows = [*prompts[:before], *prompts]
@@ -142,7 +143,7 @@ def test_a_row_that_left_keeps_what_it_reads_by_cross_attention():
     seats = [join(model, rolling, row, request(5, stop_ids=())) for row in rows]
     while not seats[1].ended:
         rolling.advance()
-    kept = rolling.leave(seats[1], True)
+    (kept,) = rolling.leave(seats[1:], True)
     alone = engine.start(rows[1], request(5, stop_ids=())).take_cache()
     assert any(len(block) == 5 for block in alone)
     for block, expected in zip(kept, alone, strict=True):
@@ -160,22 +161,26 @@ def test_prefix_fusion(models):
     assert run_schedule(models["prefix"], 3, work, [0, 1, 2]) == 3
 
 
-def test_a_row_that_left_keeps_its_cache_for_the_next_turn(chat):
-    engine, rolling = chat.generation_engine(), RollingBatch(chat.generation_engine(), 2)
-    first, second = (row_of(chat, [user(text)]) for text in ("what?", "which one?"))
-    seat, other = (join(chat, rolling, b, request(9, stop_ids=())) for b in (first, second))
-    while not seat.ended:
+def test_rows_that_left_keep_their_caches_for_the_next_turn(chat):
+    engine, rolling = chat.generation_engine(), RollingBatch(chat.generation_engine(), 6)
+    texts = ("what?", "which one?", "w" * 50, "why", "who", "how")
+    rows = [row_of(chat, [user(text)]) for text in texts]
+    seats = [join(chat, rolling, row, request(9, stop_ids=())) for row in rows]
+    while not all(seat.ended for seat in seats):
         rolling.advance()
-    # Others go on, also on the row that ended.
-    rolling.advance()
-    kept = [keras.ops.convert_to_numpy(x) for block in rolling.leave(seat, True) for x in block]
-    rolling.leave(other)
-    again = engine.start(first, request(9, stop_ids=()))
-    again.advance(9)
-    fed = again.start + 8
-    wanted = [keras.ops.convert_to_numpy(x) for block in again.take_cache() for x in block]
-    for got, expected in zip(kept, wanted, strict=True):
-        np.testing.assert_allclose(got[:, :fed], expected[:, :fed], atol=1e-5)
+    # Five leave together, in another order; the last one's row is not theirs.
+    left = [seats[k] for k in (4, 2, 0, 1, 3)]
+    caches = dict(zip(left, rolling.leave(left, True), strict=True))
+    assert rolling.seats == [seats[5]]
+    assert rolling.leave([seats[5]]) == [None]
+    for seat, row in zip(seats[:5], rows, strict=False):
+        again = engine.start(row, request(9, stop_ids=()))
+        again.advance(9)
+        fed = again.start + 8
+        for block, other in zip(caches[seat], again.take_cache(), strict=True):
+            for got, expected in zip(block, other, strict=True):
+                got, expected = map(keras.ops.convert_to_numpy, (got, expected))
+                np.testing.assert_allclose(got[:, :fed], expected[:, :fed], atol=1e-5)
 
 
 def test_what_a_row_left_with_is_its_own(chat):
@@ -184,7 +189,7 @@ def test_what_a_row_left_with_is_its_own(chat):
     *rows, last = (row_of(chat, [user(text)]) for text in ("what?", "which one?", "why", "where"))
     first, *_ = [join(chat, rolling, row, request(12, stop_ids=())) for row in rows]
     rolling.advance()
-    kept = [x for block in rolling.leave(first, True) for x in block]
+    kept = [x for block in rolling.leave([first], True)[0] for x in block]
     before = [np.array(keras.ops.convert_to_numpy(x)) for x in kept]
     assert join(chat, rolling, last, request(12, stop_ids=())).row == 0
     rolling.advance()
@@ -219,8 +224,8 @@ def test_what_cannot_join(chat):
     two = {"text_tokens": np.full((2, 4), 70, "int32")}
     with pytest.raises(ValueError, match="has one row"):
         join(chat, rolling, two, Request(3, find_sampler("greedy"), np.arange(2)))
-    with pytest.raises(ValueError, match="2 rows were read for 1"):
-        join(chat, rolling, two, request(3))
+    with pytest.raises(ValueError, match="1 rows were read for 2"):
+        join(chat, RollingBatch(engine, 2), row, request(3), request(3))
     join(chat, rolling, row, request(3))
     with pytest.raises(ValueError, match="1 rows cannot join: 0 of 1 are free"):
         join(chat, rolling, row, request(3))

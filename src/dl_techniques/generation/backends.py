@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import keras
+import optree
 
 from dl_techniques.generation import programs, row_programs
 from dl_techniques.generation.programs import Choice
@@ -14,8 +15,8 @@ from dl_techniques.generation.programs import Choice
 class Programs:
     """The programs of one model, compiled for the backend in use at their first call.
 
-    Every call sees the model's weights as they are then. Arguments are arrays; those named
-    "used up" must not be used again.
+    Every call sees the model's weights as they are then, unless they are held. Arguments are
+    arrays; those named "used up" must not be used again.
 
     Args:
         model: A `VisionLanguageModel`.
@@ -32,11 +33,22 @@ class Programs:
         self._compiled: dict[Any, Callable] = {}
         self._signatures: set = set()
         self._traced_tensors: list[int] = []
+        self._held: list | None = None
 
     @property
     def compilations(self) -> int:
         """How many combinations of shapes and choices were compiled."""
         return len(self._signatures)
+
+    def hold_weights(self, held: bool = True) -> None:
+        """Take the weights as they are now until they are no longer held.
+
+        To collect them anew in every call takes as long as a step of a small model.
+        """
+        self._held = [v.value for v in self._model.variables] if held else None
+
+    def _weights(self) -> list:
+        return [v.value for v in self._model.variables] if self._held is None else self._held
 
     def encode(self, images):
         """See `programs.encode`."""
@@ -77,10 +89,10 @@ class Programs:
         static = {"slots": slots}
         return self._call(row_programs.arranged, static, (), state, order, with_model=False)
 
-    def taken_row(self, cache, row, slots: int):
-        """See `row_programs.taken_row`."""
+    def taken_rows(self, cache, rows, slots: int):
+        """See `row_programs.taken_rows`."""
         static = {"slots": slots}
-        return self._call(row_programs.taken_row, static, (), cache, row, with_model=False)
+        return self._call(row_programs.taken_rows, static, (), cache, rows, with_model=False)
 
     def run(self, program: Callable, *args):
         """Call another function of the model and of arrays; nothing is used up."""
@@ -96,28 +108,28 @@ class Programs:
         key = signature[:-1]
         if keras.backend.backend() == "torch":
             # A trace is for one set of shapes, and of the tensors that hold the weights.
-            tensors = [id(v.value) for v in self._model.variables]
+            tensors = list(map(id, self._weights()))
             if tensors != self._traced_tensors:
                 self._traced_tensors = tensors
                 self._compiled.clear()
             key = signature
         if key not in self._compiled:
             function = partial(program, *((self._model,) if with_model else ()), **static)
-            weights = (lambda: self._model.variables) if with_model else list
-            self._compiled[key] = self._compile(function, used_up, weights)
+            weights = self._weights if with_model else list
+            variables = (lambda: self._model.variables) if with_model else list
+            self._compiled[key] = self._compile(function, used_up, variables, weights)
         return self._compiled[key](*args)
 
 
 def _shapes(args):
-    # By path: the entries of a dict may come in any order.
-    leaves = keras.tree.flatten_with_path(args)
-    return tuple((path, tuple(x.shape), _name_of_type(x.dtype)) for path, x in leaves)
+    leaves, structure = optree.tree_flatten(args)
+    return structure, *((tuple(x.shape), _name_of_type(x.dtype)) for x in leaves)
 
 
 _name_of_type = functools.cache(keras.backend.standardize_dtype)
 
 
-def _jax(function, used_up, weights):
+def _jax(function, used_up, variables, weights):
     """The weights are arguments, so that later training is seen."""
     import jax
 
@@ -128,13 +140,13 @@ def _jax(function, used_up, weights):
 
     @partial(jax.jit, donate_argnums=tuple(k + 1 for k in used_up))
     def pure(values, *args):
-        with keras.StatelessScope(state_mapping=list(zip(weights(), values, strict=True))):
+        with keras.StatelessScope(state_mapping=list(zip(variables(), values, strict=True))):
             return function(*args)
 
-    return lambda *args: pure([v.value for v in weights()], *args)
+    return lambda *args: pure(weights(), *args)
 
 
-def _tensorflow(function, used_up, weights):
+def _tensorflow(function, used_up, variables, weights):
     """XLA makes decoding twice as fast on a CPU; elsewhere it costs its compilation only."""
     import tensorflow as tf
 
@@ -142,7 +154,7 @@ def _tensorflow(function, used_up, weights):
     return lambda *args: compiled(*keras.tree.map_structure(tf.convert_to_tensor, args))
 
 
-def _torch(function, used_up, weights):
+def _torch(function, used_up, variables, weights):
     """Only the step of a decoding loop is worth a trace."""
     import torch
 

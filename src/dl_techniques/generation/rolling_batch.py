@@ -18,6 +18,8 @@ from dl_techniques.generation.sampling import uniform_numbers
 
 # The most steps between looks at who joins and leaves.
 STEPS = 4
+# The most rows whose caches one program copies.
+TAKEN_TOGETHER = 4
 _KEPT = ("cache", "mask", "token", "held")
 
 
@@ -87,16 +89,20 @@ class RollingBatch:
     def join(self, reading: Reading, requests: Sequence[Request]) -> list[Seat]:
         """Take in rows that were read, and choose their first tokens; the reading is used up.
 
+        Args:
+            reading: Its first rows are those of the requests; others are padding.
+            requests: One for each row.
+
         Raises:
-            ValueError: if the rows are not those of the requests, one for each, if they have
-                logits processors, or if there is no room.
+            ValueError: if fewer rows were read, if there is no room, or if a request has several
+                rows or logits processors.
         """
         rows = len(requests)
         if rows > self.room:
             raise ValueError(f"{rows} rows cannot join: {self.room} of {self._rows} are free.")
         if any(len(request.seeds) != 1 or request.processors for request in requests):
             raise ValueError("A request that joins has one row and no logits processors.")
-        if len(reading.logits) != rows:
+        if len(reading.logits) < rows:
             raise ValueError(f"{len(reading.logits)} rows were read for {rows} requests.")
         seats = [Seat(request, reading.start, k) for k, request in enumerate(requests)]
         state = self._begun(reading, seats)
@@ -104,9 +110,10 @@ class RollingBatch:
         if self.seats:
             self._make_room(state)
             free = sorted(set(range(self._rows)) - {seat.row for seat in self.seats})[:rows]
-            state = self._engine.programs.put_rows(self._state, state, np.array(free, "int32"))
             for seat, row in zip(seats, free, strict=True):
                 seat.row = row
+            places = free + free[:1] * (len(reading.logits) - rows)
+            state = self._engine.programs.put_rows(self._state, state, np.array(places, "int32"))
         self._state = state
         self.seats += seats
         if len(self.seats) > 1:
@@ -115,7 +122,7 @@ class RollingBatch:
 
     def _begun(self, reading, seats):
         """Return what is kept of rows that were read, after the choice of their first tokens."""
-        rows = len(seats)
+        rows = len(reading.logits)
         _, options, choice = _arguments(seats, rows)
         state = {
             "ended": np.zeros(rows, bool),
@@ -154,25 +161,35 @@ class RollingBatch:
         self._state = _kept(state)
         _push(going, state, int(done))
 
-    def leave(self, seat: Seat, keep: bool = False):
-        """Let a row go; return its cache, which holds its tokens but the last, if it is kept."""
-        self.seats.remove(seat)
-        cache = self._row_cache(seat) if keep else None
+    def leave(self, seats: Sequence[Seat], keep: bool = False) -> list:
+        """Let rows go; return each one's cache, which holds its tokens but the last, if kept."""
+        caches = self._row_caches(seats) if keep else [None] * len(seats)
+        for seat in seats:
+            self.seats.remove(seat)
         if not self.seats:
             self._state = {}
         elif len(self.seats) == 1:
             self._arrange(1, self._slots)
-        return cache
+        return caches
 
     @property
     def _slots(self):
         return self._state["mask"].shape[1]
 
-    def _row_cache(self, seat):
-        """Return a copy of a row's cache, as long as it is used."""
-        used = bucket(seat.start + len(seat.ids), TOKEN_BUCKET)
-        cache, row = self._state["cache"], np.int32(seat.row)
-        return self._engine.programs.taken_row(cache, row, min(used, self._slots))
+    def _row_caches(self, seats):
+        """Return copies of rows' caches, each as long as it is used."""
+        alike: dict[int, list[Seat]] = {}
+        for seat in seats:
+            used = bucket(seat.start + len(seat.ids), TOKEN_BUCKET)
+            alike.setdefault(min(used, self._slots), []).append(seat)
+        caches: dict[Seat, Any] = {}
+        for used, group in alike.items():
+            for first in range(0, len(group), TAKEN_TOGETHER):
+                some = group[first : first + TAKEN_TOGETHER]
+                rows = np.array([seat.row for seat in some], "int32")
+                taken = self._engine.programs.taken_rows(self._state["cache"], rows, used)
+                caches.update(zip(some, taken, strict=True))
+        return [caches[seat] for seat in seats]
 
     def _make_room(self, rows):
         """Give the batch all its rows, and at least the slots and whatever else others have."""

@@ -6,8 +6,9 @@ from keras import ops
 def put_rows(state: dict, rows: dict, places) -> dict:
     """Return the state with the rows of another state in its rows `places`, int32[n].
 
-    Both have `cache`, `mask` and `token`, the state also whatever of `held` the others have. Their
-    slots and image tokens may be fewer; those that are missing are never seen.
+    Where a place is named twice, it gets the first of the rows. Both states have `cache`, `mask`
+    and `token`, the first also whatever of `held` the others have. Their slots and image tokens
+    may be fewer; those that are missing are never seen.
     """
     cache = []
     for block, new in zip(state["cache"], rows["cache"], strict=True):
@@ -30,7 +31,7 @@ def _put(x, rows, places, free=0):
     rows = ops.cast(rows, x.dtype)
     if len(x.shape) > 1:
         rows = _widened(rows, x.shape[1], free)
-    for k in range(rows.shape[0]):
+    for k in reversed(range(rows.shape[0])):
         x = ops.slice_update(x, (places[k],) + (0,) * (len(x.shape) - 1), rows[k : k + 1])
     return x
 
@@ -52,17 +53,20 @@ def arranged(state: dict, order, slots: int) -> dict:
     return {**others, "cache": cache, "mask": _widened(take(state["mask"]), slots, True)}
 
 
-def taken_row(cache, row, slots: int):
-    """Return a copy of one row of a cache, with its first `slots` slots."""
+def taken_rows(cache, rows, slots: int) -> list:
+    """Return a copy of each of some rows of a cache, int32[n], with its first `slots` slots."""
 
-    def of_row(x, length):
+    def of_row(x, row, length):
         # On PyTorch a slice is the batch's own memory, which others write to.
         start = (row,) + (0,) * (len(x.shape) - 1)
         return ops.copy(ops.slice(x, start, (1, length, *x.shape[2:])))
 
     return [
-        tuple(of_row(x, slots if k < 2 else x.shape[1]) for k, x in enumerate(block))
-        for block in cache
+        [
+            tuple(of_row(x, rows[k], slots if n < 2 else x.shape[1]) for n, x in enumerate(block))
+            for block in cache
+        ]
+        for k in range(rows.shape[0])
     ]
 
 

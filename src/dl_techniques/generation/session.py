@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from keras import ops
@@ -135,12 +136,9 @@ class Session:
     def _shared(self, prompt, spans, crosses) -> int:
         """Return how many tokens of the prompt the cache holds."""
         most = min(len(self._ids), len(prompt.ids) - 1)
-        same = np.equal(self._ids[:most], prompt.ids[:most])
-        kept = int(np.append(same, False).argmin())
         pairs = zip(self._spans, spans, strict=False)
-        for (_, _, old), (start, _, new) in pairs:
-            if start < kept and old != new:
-                kept = start
+        others = [start for (_, _, old), (start, _, new) in pairs if old != new]
+        kept = _common_length(self._ids, prompt.ids, min([most, *others]))
         for start, last, _ in spans:
             if start < kept <= last:
                 kept = start
@@ -188,15 +186,23 @@ def image_spans(model, prompt: Prompt) -> list[Span]:
     if not prompt.images:
         return []
     crosses = _crosses(model)
-    marks, each = [model.image_token_id], model.tokens_per_image
+    marks, each = {model.image_token_id}, model.tokens_per_image
     if crosses:
-        marks, each = model.tile_tag_ids, 1
-    places = np.flatnonzero(np.isin(prompt.ids, marks))
-    ends = np.cumsum(np.multiply(prompt.tiles, each), dtype=int)
+        marks, each = set(model.tile_tag_ids), 1
+    places = [place for place, token in enumerate(prompt.ids) if token in marks]
+    ends = list(accumulate(each * count for count in prompt.tiles))
     spans = []
     for start, end, digest in zip([0, *ends[:-1]], ends, prompt.digests, strict=False):
-        last = int(places[end - 1])
+        last = places[end - 1]
         if crosses and prompt.ids[last + 1 : last + 2] == [model.image_token_id]:
             last += model.tokens_per_image
-        spans.append((int(places[start]), last, digest))
+        spans.append((places[start], last, digest))
     return spans
+
+
+def _common_length(ids: list[int], others: list[int], most: int) -> int:
+    """Return how many of the first `most` ids are the same in both."""
+    if ids[:most] == others[:most]:
+        return most
+    pairs = zip(ids, others, strict=False)
+    return next(place for place, (one, other) in enumerate(pairs) if one != other)

@@ -8,9 +8,11 @@ from collections import Counter
 from PIL import Image
 
 from dl_techniques.generation.arguments import check_length, checked_stop_strings, row_seeds
+from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.prompts import gather_prompts, prompt_batch
 from dl_techniques.generation.rolling_batch import RollingBatch
 from dl_techniques.generation.sampling import GREEDY, Sampler
+from dl_techniques.generation.session import has_sessions
 from dl_techniques.generation.vision_cache import VisionCache, encoder_digest
 from dl_techniques.serving.fair_queue import FairQueue
 from dl_techniques.serving.looking import Looking, LookRequest
@@ -85,6 +87,7 @@ class ServingEngine:
         self.stop_ids = tuple({*model.stop_ids, *model.processor.stop_ids})
         self.prefixes = PrefixStore(prefix_bytes)
         self._queue = FairQueue(max_waiting, max_per_client)
+        model.generation_engine().programs.hold_weights()
         self._batch = RollingBatch(model.generation_engine(), rows)
         self._running: list[Running | Looking] = []
         self._counts: Counter[str] = Counter()
@@ -128,10 +131,10 @@ class ServingEngine:
         image = {"type": "image", "image": Image.new("RGB", (64, 64))}
         for sampler in (GREEDY, Sampler(top_k=0)):
             self._answer_together([[text]], sampler)
-            count = 1
-            while count <= min(self.rows, self._queue.most, MOST_TOGETHER):
-                self._answer_together([[image, text]] * count, sampler)
-                count *= 2
+            most = min(self.rows, self._queue.most, MOST_TOGETHER)
+            for count in range(1, most + 1):
+                if bucket(count) == count:  # Others are padded to the next one.
+                    self._answer_together([[image, text]] * count, sampler)
 
     def _answer_together(self, contents, sampler):
         """Begin to answer questions of which all wait at the same time."""
@@ -174,6 +177,7 @@ class ServingEngine:
             self._closing = True
             self._condition.notify()
         self._thread.join()
+        self.model.generation_engine().programs.hold_weights(False)
 
     def _answering(self, request, listener):
         prompts = self._prompts(request.messages)
@@ -253,10 +257,11 @@ class ServingEngine:
         for group in reading_groups(begun, self.model.language_decoder.max_positions):
             self._read(group)
         self._batch.advance()
-        for running in list(self._running):
-            reason = running.give_news()
-            if reason is not None:
-                self._end(running, Event(finish_reason=reason))
+        reasons = {running: running.give_news() for running in self._running}
+        ended = [running for running, reason in reasons.items() if reason is not None]
+        self._leave(ended)
+        for running in ended:
+            self._end(running, Event(finish_reason=reasons[running]))
 
     def _begin(self, running) -> bool:
         """Begin a request; tell whether there is something to read for it."""
@@ -309,9 +314,17 @@ class ServingEngine:
                 event = Event(error=TimedOutError(f"No answer within {self.timeout:g} s."))
             self._end(running, event)
 
+    def _leave(self, ended):
+        """Let requests leave the batch, if they are in it; their conversations are kept."""
+        seated = [running for running in ended if running.seat is not None]
+        seats = [running.seat for running in seated]
+        caches = self._batch.leave(seats, keep=has_sessions(self.model)) if seats else []
+        for running, cache in zip(seated, caches, strict=True):
+            running.leave(cache, self.prefixes)
+
     def _end(self, running, event):
         """Hand on the last event of a request."""
-        running.leave(self._batch, self.prefixes)
+        self._leave([running])
         ticket = running.ticket
         with self._condition:
             if running in self._running:

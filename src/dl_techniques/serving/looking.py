@@ -37,6 +37,8 @@ class Looking:
         answer_ids: The answer.
     """
 
+    seat = None  # It takes none in the batch.
+
     def __init__(self, ticket: Ticket, prompt: Prompt, answer_ids: list[int]):
         self.ticket, self.request = ticket, ticket.request
         self._prompt, self._answer_ids = prompt, answer_ids
@@ -65,9 +67,6 @@ class Looking:
         """Hand on what was found; return why nothing follows."""
         self.ticket.give(Event(found=self._found))
         return "stop"
-
-    def leave(self, batch, prefixes) -> None:
-        """Leave nothing behind."""
 
 
 def _data_uri(picture) -> str:

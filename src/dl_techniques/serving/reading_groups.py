@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
+from dl_techniques.generation.buckets import bucket
+from dl_techniques.generation.engine import TOKEN_BUCKET
 from dl_techniques.serving.running import Running
 
-MOST_TOGETHER = 8
+MOST_TOGETHER = 16
 # Reading more at once is no faster, and those who are answered wait for it.
 MOST_POSITIONS = 4096
 
 
 def reading_groups(begun: Sequence[Running], max_positions: int) -> list[list[Running]]:
-    """Return groups of 1, 2, 4 or 8 requests, so that few shapes are compiled.
+    """Return groups of requests, so that little of what is read is padding.
 
     Who goes on from an earlier cache is alone. In a group all prompts take the room of the longest,
     and have room for the longest answer.
@@ -20,21 +22,22 @@ def reading_groups(begun: Sequence[Running], max_positions: int) -> list[list[Ru
         max_positions: Those that the model has.
     """
     groups = [[running] for running in begun if running.earlier is not None]
-    # Prompts of like lengths side by side.
-    waiting = sorted(
-        (running for running in begun if running.earlier is None), key=lambda r: r.positions
-    )
-    while waiting:
-        count = MOST_TOGETHER
-        while count > len(waiting) or not _fits(waiting[:count], max_positions):
-            count //= 2
-        groups.append(waiting[:count])
-        waiting = waiting[count:]
+    waiting = [running for running in begun if running.earlier is None]
+    group: list[Running] = []
+    for running in sorted(waiting, key=lambda running: -running.positions):
+        if not group or not _fits([*group, running], max_positions):
+            group = []
+            groups.append(group)
+        group.append(running)
     return groups
 
 
 def _fits(group, max_positions):
-    longest = max(running.positions for running in group)
+    longest, *_, shortest = (bucket(running.positions, TOKEN_BUCKET) for running in group)
     answer = max(running.wanted.max_new_tokens for running in group)
-    together = longest + answer <= max_positions and len(group) * longest <= MOST_POSITIONS
-    return len(group) == 1 or together
+    return (
+        len(group) <= MOST_TOGETHER
+        and 2 * longest <= 3 * shortest
+        and group[0].positions + answer <= max_positions
+        and len(group) * longest <= MOST_POSITIONS
+    )

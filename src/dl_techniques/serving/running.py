@@ -6,7 +6,7 @@ import numpy as np
 
 from dl_techniques.generation.engine import Request
 from dl_techniques.generation.prompts import Prompt
-from dl_techniques.generation.rolling_batch import RollingBatch, Seat
+from dl_techniques.generation.rolling_batch import Seat
 from dl_techniques.generation.session import has_sessions
 from dl_techniques.generation.text_stream import TextStream
 from dl_techniques.serving.prefix_store import PrefixStore
@@ -82,12 +82,9 @@ class Running:
             self.ticket.give(Event(piece, tuple(seat.ids[new]), tuple(seat.logprobs[new])))
         return reason
 
-    def leave(self, batch: RollingBatch, prefixes: PrefixStore) -> None:
-        """Leave the batch, if it has joined; keep what it read and wrote for the next turn."""
-        if self.seat is None:
-            return
+    def leave(self, cache, prefixes: PrefixStore) -> None:
+        """Give up its place; its cache, if there is one, is kept for the next turn."""
         seat, self.seat = self.seat, None
-        cache = batch.leave(seat, keep=self._session is not None)
         if cache is not None:
             self._session.finish(self._turn, cache, seat.start, seat.ids[:-1])
             prefixes.put(self.request.client, self._session)
