@@ -10,7 +10,9 @@ import typer
 
 def evaluate(
     model: Annotated[str, typer.Option(help="Training run, preset folder, or hf://owner/name.")],
-    tasks: Annotated[str, typer.Option(help="Benchmarks and guards, as pope,mmstar,mmlu.")],
+    tasks: Annotated[
+        str, typer.Option(help="Benchmarks and guards, as pope,mmstar,mmlu,text_loss.")
+    ],
     data: Annotated[
         str | None,
         typer.Option(help="Folder or file, or hf://owner/name; none: the benchmarks' own places."),
@@ -50,20 +52,26 @@ def evaluate(
     from dl_techniques.evaluation.data import open_questions
     from dl_techniques.evaluation.run import RunSettings
     from dl_techniques.evaluation.text_guards import GUARDS
+    from dl_techniques.evaluation.text_loss import TEXT_LOSS, read_texts
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise ValueError("--tasks names no benchmark.")
     if held_out is not None and limit is not None:
         raise ValueError("--held-out and --limit exclude each other.")
-    guards = [name for name in names if name in GUARDS]
+    guards = [name for name in names if name in (TEXT_LOSS, *GUARDS)]
     if guards and shard != "0/1":
         raise ValueError(f"{', '.join(guards)} cannot be shared: leave out --shard.")
     settings = RunSettings(batch_size, suffix, max_new_tokens, likelihood, parse_shard(shard))
     questions = {}
-    for name in (name for name in names if name not in GUARDS):
+    for name in (name for name in names if name not in guards):
         opened = open_questions(name, data, split, images).limited(limit)
         questions[name] = opened if held_out is None else opened.held_out(held_out, seed)
+    texts = []
+    if TEXT_LOSS in guards:
+        if data is None:
+            raise ValueError(f"{TEXT_LOSS} is of your own texts: give their folder with --data.")
+        texts = read_texts(data)[:limit]
     loaded = load_answering(model, tokenizer)
     options = {
         "data": data,
@@ -81,12 +89,12 @@ def evaluate(
     }
     of_guards = {name: options[name] for name in ("batch-size", "limit", "tokenizer")}
     commands = {
-        name: command_line(model, name, of_guards if name in guards else options) for name in names
+        name: command_line(model, name, of_guards if name in GUARDS else options) for name in names
     }
     if questions:
         run_evaluation(loaded, model, questions, output, settings, commands, blind, report)
     if guards:
-        run_text_guards(loaded, model, guards, output, batch_size, limit, commands)
+        run_text_guards(loaded, model, guards, output, batch_size, limit, commands, texts)
 
 
 def compare(

@@ -22,6 +22,7 @@ from dl_techniques.evaluation.run import (
     task_records,
 )
 from dl_techniques.evaluation.text_guards import run_guards
+from dl_techniques.evaluation.text_loss import TEXT_LOSS, text_loss
 
 
 def run_evaluation(
@@ -97,34 +98,40 @@ def run_text_guards(
     batch_size: int,
     limit: int | None,
     commands: Mapping[str, str],
+    texts: Sequence[str] = (),
 ) -> None:
     """Run text-only guards, add them to `results.json` and show a table.
 
     Args:
         model: A `VisionLanguageModel` with its processor.
         name: What the results call it.
-        guards: Of `text_guards.GUARDS`.
+        guards: Of `text_guards.GUARDS`, and "text_loss".
         folder: Gets the results.
         batch_size: Requests at a time.
         limit: So many questions of each.
         commands: Guard -> what gives its figure again; it is written down.
+        texts: What `text_loss` is of.
 
     Raises:
         ValueError: for an unknown guard, or a model without a processor.
         ImportError: if lm-evaluation-harness is not installed.
     """
-    found = run_guards(model, guards, batch_size, limit)
-    for guard, figure in found.items():
-        figure["command"] = commands[guard]
+    found = {}
+    if TEXT_LOSS in guards:
+        for figure, values in text_loss(model, texts, batch_size).items():
+            found[figure] = {**values, "texts": len(texts), "command": commands[TEXT_LOSS]}
+    of_harness = [guard for guard in guards if guard != TEXT_LOSS]
+    if of_harness:
+        for guard, values in run_guards(model, of_harness, batch_size, limit).items():
+            found[guard] = {**values, "command": commands[guard]}
     origin = {"model": name, "checkpoint": weights_digest(model)}
     merge_results(folder, origin, {"guards": found})
-    table = _table("guard", "score", "95 % interval")
+    table = _table("guard", "unit", "score", "95 % interval")
     for guard, figure in found.items():
-        table.add_row(
-            guard,
-            _share(figure["value"]),
-            f"{_share(figure['low'])} to {_share(figure['high'])}",
-        )
+        unit = figure.get("unit", "%")
+        shown = _share if unit == "%" else "{:.4f}".format
+        value, low, high = (shown(figure[name]) for name in ("value", "low", "high"))
+        table.add_row(guard, unit, value, f"{low} to {high}")
     print_table(table)
 
 

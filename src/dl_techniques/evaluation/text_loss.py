@@ -1,0 +1,76 @@
+"""How well a model predicts plain texts, such as those that training must not unlearn."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dl_techniques.datasets.sources import open_source
+from dl_techniques.evaluation.intervals import bootstrap_interval
+
+TEXT_LOSS = "text_loss"
+MOST_TOKENS = 1024  # Of a part.
+# Figure -> its unit, and its value for the sums of losses in nats, tokens and bytes.
+_FIGURES = {
+    TEXT_LOSS: ("nats a token", lambda t: t[..., 0] / t[..., 1]),
+    "text_perplexity": ("", lambda t: np.exp(t[..., 0] / t[..., 1])),
+    "text_bits_per_byte": ("bits a byte", lambda t: t[..., 0] / t[..., 2] / math.log(2)),
+}
+
+
+def read_texts(data: str | Path) -> list[str]:
+    """Return the plain texts of a file or a folder, or of the folder `text` in it.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    inside = Path(data) / "text"
+    source = open_source(inside if inside.is_dir() else data)
+    samples = (sample for row in range(len(source)) for sample in source[row])
+    texts = [sample["text"] for sample in samples if sample.get("text")]
+    if not texts:
+        raise ValueError(f"{data} has no plain text: expected .txt files, or rows with 'text'.")
+    return texts
+
+
+def text_loss(model, texts: Sequence[str], batch_size: int = 8) -> dict[str, dict]:
+    """Return `text_loss`, `text_perplexity` and `text_bits_per_byte` of texts.
+
+    Every token counts once, the first one given the token that begins documents. A long text is cut
+    into parts of `MOST_TOKENS`, or of the model's positions; each is given the last token of the
+    one before. Special tokens in a text are read as text.
+
+    Args:
+        model: A `VisionLanguageModel` with its processor.
+        texts: Without empty ones.
+        batch_size: Parts at a time.
+
+    Returns:
+        Name -> `value`, `low` and `high` (95 %, the texts drawn anew), and `unit`.
+
+    Raises:
+        ValueError: if the tokenizer has no token that begins or ends documents.
+    """
+    tokenizer = model.processor.tokenizer
+    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    if first is None:
+        raise ValueError("The tokenizer has neither a bos nor an eos token to begin a text with.")
+    room = min(MOST_TOKENS, model.language_decoder.max_positions - 1)
+    parts = []
+    table = np.zeros((len(texts), 3))
+    for number, text in enumerate(texts):
+        ids = [first, *tokenizer.encode(text)]
+        starts = range(0, len(ids) - 1, room)
+        parts += [(number, ids[k], ids[k + 1 : k + 1 + room]) for k in starts]
+        table[number, 1:] = len(ids) - 1, len(text.encode())
+    parts.sort(key=lambda part: len(part[2]))  # Like lengths side by side: less padding.
+    for start in range(0, len(parts), batch_size):
+        numbers, before, rest = zip(*parts[start : start + batch_size], strict=True)
+        scores = model.score({"text_tokens": np.array(before, "int32")[:, None]}, list(rest))
+        for number, score in zip(numbers, scores, strict=True):
+            table[number, 0] -= score.total
+    return {
+        name: {**vars(bootstrap_interval(table, figure)), "unit": unit}
+        for name, (unit, figure) in _FIGURES.items()
+    }
