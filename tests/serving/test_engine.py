@@ -3,9 +3,10 @@
 import threading
 import time
 
+import keras
 import numpy as np
 import pytest
-from tiny_chat import assistant, count_programs, picture, png, user
+from tiny_chat import assistant, chat_model, count_programs, picture, png, user
 from tiny_nvlm_chat import nvlm_chat_model
 from waiting import ROWS, idle, wait_until
 
@@ -264,6 +265,18 @@ def test_close_ends_all_requests(chat):
     with pytest.raises(ClosedError, match="is closed"):
         engine.submit(ask())
     assert not engine.is_alive
+
+
+def test_weights_that_change_after_close_are_seen():
+    model = chat_model()
+    engine, messages = ServingEngine(model, 2), [user("what?")]
+    assert engine.submit(ChatRequest(messages, 4)).result() == model.generate(messages, 4)
+    _, before = model.generate(messages, 4, return_logprobs=True)
+    engine.close()
+    head, _ = model.language_decoder.head
+    head.assign(0.5 * keras.ops.convert_to_tensor(head.value))
+    _, after = model.generate(messages, 4, return_logprobs=True)
+    assert abs(after - before).max() > 1e-3
 
 
 def test_wrong_settings(chat):

@@ -41,7 +41,7 @@ class Programs:
         return len(self._signatures)
 
     def hold_weights(self, held: bool = True) -> None:
-        """Take the weights as they are now until they are no longer held.
+        """Promise that the weights stay as they are, or take the promise back.
 
         To collect them anew in every call takes as long as a step of a small model.
         """
