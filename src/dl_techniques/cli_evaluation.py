@@ -71,26 +71,22 @@ def evaluate(
     if TEXT_LOSS in guards:
         if data is None:
             raise ValueError(f"{TEXT_LOSS} is of your own texts: give their folder with --data.")
-        texts = read_texts(data)[:limit]
+        texts = read_texts(data, split or "train")[:limit]
     loaded = load_answering(model, tokenizer)
-    options = {
-        "data": data,
-        "split": split,
+    common = {"batch-size": batch_size, "limit": limit, "tokenizer": tokenizer}
+    common["output"] = f"{output}-again"
+    place = {"data": data, "split": split}
+    asked = {
+        **place,
         "images": images,
-        "batch-size": batch_size,
-        "limit": limit,
         "held-out": held_out,
         "seed": None if held_out is None else seed,
         "suffix": suffix,
         "max-new-tokens": max_new_tokens,
         "likelihood": likelihood,
-        "blind": blind,
-        "tokenizer": tokenizer,
     }
-    of_guards = {name: options[name] for name in ("batch-size", "limit", "tokenizer")}
-    commands = {
-        name: command_line(model, name, of_guards if name in GUARDS else options) for name in names
-    }
+    own = {**dict.fromkeys(GUARDS, {}), TEXT_LOSS: place}
+    commands = {name: command_line(model, name, own.get(name, asked) | common) for name in names}
     if questions:
         run_evaluation(loaded, model, questions, output, settings, commands, blind, report)
     if guards:

@@ -44,5 +44,25 @@ def test_what_cannot_be_asked_is_refused():
     dataset = model.processor.create_dataset(SAMPLES, batch_size=2)
     model.processor = None
     model.compile(optimizer="sgd", loss=NanoVLMLoss())
-    with pytest.raises(ValueError, match="set model.processor before fit"):
+    with pytest.raises(ValueError, match="set model.processor"):
         model.fit(dataset, verbose=0, callbacks=[EvaluationCallback(SAMPLES, every=1)])
+
+
+def test_no_room_for_an_answer_is_told_before_anything_is_learned():
+    model = character_model()
+    dataset = model.processor.create_dataset(SAMPLES, batch_size=2)
+    model.compile(optimizer="sgd", loss=NanoVLMLoss())
+    callback = EvaluationCallback(SAMPLES, every=100, max_new_tokens=60)
+    with pytest.raises(ValueError, match="max_positions=64"):
+        model.fit(dataset, verbose=0, callbacks=[callback])
+
+
+def test_several_steps_at_a_time_are_counted():
+    model = character_model()
+    callback = EvaluationCallback(SAMPLES[:1], every=3, batch_size=1, max_new_tokens=1)
+    callback.set_model(model)
+    for _ in range(2):
+        callback.on_epoch_begin(0)
+        for last in (3, 7, 8):
+            callback.on_train_batch_end(last)
+    assert list(callback.history) == [4, 8, 9, 13, 17, 18]

@@ -64,6 +64,9 @@ def test_texts_are_read_from_files_and_folders(tmp_path):
     texts = read_texts(tmp_path)
     assert "One." in "".join(texts) and "Two." in "".join(texts)
     assert read_texts(tmp_path / "text" / "a.txt") == texts
+    (tmp_path / "text" / "test.txt").write_text("Three.")
+    (tmp_path / "text" / "a.txt").rename(tmp_path / "text" / "train.txt")
+    assert read_texts(tmp_path) == texts and read_texts(tmp_path, "test") == ["Three."]
     with pytest.raises(ValueError, match="has no plain text"):
         read_texts(tmp_path / "b.jsonl")
 
@@ -75,10 +78,11 @@ def test_the_command_writes_it_beside_the_guards(model, command, monkeypatch, tm
     (tmp_path / "a.txt").write_text("To be or not to be")
     flags = ("evaluate", "--model", "tiny", "--tasks", "text_loss", "--output", tmp_path / "out")
     check_one_line_error(command(*flags), "give their folder with --data")
-    code, out, err = command(*flags, "--data", tmp_path / "a.txt")
+    code, out, err = command(*flags, "--data", tmp_path / "a.txt", "--suffix", "unused")
     assert code == 0, err
     guards = json.loads((tmp_path / "out" / "results.json").read_text())["guards"]
     assert set(guards) == {"text_loss", "text_perplexity", "text_bits_per_byte"}
     loss, count = by_hand(model, "To be or not to be")
     assert f"{loss / count:.4f}" in out and "nats a token" in out
-    assert f"--tasks text_loss --data {tmp_path / 'a.txt'}" in guards["text_loss"]["command"]
+    written = guards["text_loss"]["command"]
+    assert f"--tasks text_loss --data {tmp_path / 'a.txt'} " in written and "unused" not in written

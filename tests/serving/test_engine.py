@@ -269,14 +269,23 @@ def test_close_ends_all_requests(chat):
 
 def test_weights_that_change_after_close_are_seen():
     model = chat_model()
-    engine, messages = ServingEngine(model, 2), [user("what?")]
-    assert engine.submit(ChatRequest(messages, 4)).result() == model.generate(messages, 4)
-    _, before = model.generate(messages, 4, return_logprobs=True)
-    engine.close()
-    head, _ = model.language_decoder.head
-    head.assign(0.5 * keras.ops.convert_to_tensor(head.value))
-    _, after = model.generate(messages, 4, return_logprobs=True)
-    assert abs(after - before).max() > 1e-3
+    with pytest.raises(ValueError, match="rows=0"):
+        ServingEngine(model, 0)
+    messages = [user("what?", picture(0))]
+
+    def logprobs():
+        return model.generate(messages, 4, return_logprobs=True)[1]
+
+    before, (head, _) = logprobs(), model.language_decoder.head
+    kernel = next(w for w in model.vision_encoder.weights if w.path.endswith("kernel"))
+    for weight in (head, kernel):
+        engine = ServingEngine(model, 2)
+        assert engine.submit(ChatRequest(messages, 4)).result() == model.generate(messages, 4)
+        engine.close()
+        weight.assign(0.5 * keras.ops.convert_to_tensor(weight.value))
+        after = logprobs()
+        assert abs(after - before).max() > 1e-3
+        before = after
 
 
 def test_wrong_settings(chat):

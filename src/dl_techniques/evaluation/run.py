@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from dl_techniques.evaluation.asking import (
     generated_answers,
     likeliest_letters,
@@ -102,6 +104,7 @@ def _header(task, questions, settings, digest, blank_images) -> dict[str, Any]:
         "task": task,
         "data": questions.name,
         "checkpoint": digest,
+        "backend": keras.backend.backend(),
         "suffix": settings.suffix,
         "max_new_tokens": settings.max_new_tokens,
         "likelihood": settings.likelihood,
@@ -218,6 +221,7 @@ def collect(
     results = summarise(questions.benchmark, seen)
     if blind and not unanswered(questions, blind):
         results["blind"] = summarise(questions.benchmark, blind)["figures"]
+        command += " --blind"
     results["asked"] = {
         "data": questions.name,
         "suffix": questions.benchmark.suffix if settings.suffix is None else settings.suffix,

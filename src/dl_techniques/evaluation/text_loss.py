@@ -1,7 +1,7 @@
 """How well a model predicts plain texts, such as those that training must not unlearn."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from dl_techniques.datasets.sources import open_source
 from dl_techniques.evaluation.intervals import bootstrap_interval
 
 TEXT_LOSS = "text_loss"
-MOST_TOKENS = 1024  # Of a part.
+MOST_TOKENS = 1024  # Of a part, and of the parts that are scored together.
 # Figure -> its unit, and its value for the sums of losses in nats, tokens and bytes.
 _FIGURES = {
     TEXT_LOSS: ("nats a token", lambda t: t[..., 0] / t[..., 1]),
@@ -19,14 +19,14 @@ _FIGURES = {
 }
 
 
-def read_texts(data: str | Path) -> list[str]:
-    """Return the plain texts of a file or a folder, or of the folder `text` in it.
+def read_texts(data: str | Path, split: str = "train") -> list[str]:
+    """Return the plain texts of a file, or of a split of a folder or of the folder `text` in it.
 
     Raises:
         ValueError: if there are none.
     """
     inside = Path(data) / "text"
-    source = open_source(inside if inside.is_dir() else data)
+    source = open_source(inside if inside.is_dir() else data, split=split)
     samples = (sample for row in range(len(source)) for sample in source[row])
     texts = [sample["text"] for sample in samples if sample.get("text")]
     if not texts:
@@ -44,7 +44,7 @@ def text_loss(model, texts: Sequence[str], batch_size: int = 8) -> dict[str, dic
     Args:
         model: A `VisionLanguageModel` with its processor.
         texts: Without empty ones.
-        batch_size: Parts at a time.
+        batch_size: The most parts at a time.
 
     Returns:
         Name -> `value`, `low` and `high` (95 %, the texts drawn anew), and `unit`.
@@ -64,9 +64,8 @@ def text_loss(model, texts: Sequence[str], batch_size: int = 8) -> dict[str, dic
         starts = range(0, len(ids) - 1, room)
         parts += [(number, ids[k], ids[k + 1 : k + 1 + room]) for k in starts]
         table[number, 1:] = len(ids) - 1, len(text.encode())
-    parts.sort(key=lambda part: len(part[2]))  # Like lengths side by side: less padding.
-    for start in range(0, len(parts), batch_size):
-        numbers, before, rest = zip(*parts[start : start + batch_size], strict=True)
+    for batch in _batches(parts, batch_size):
+        numbers, before, rest = zip(*batch, strict=True)
         scores = model.score({"text_tokens": np.array(before, "int32")[:, None]}, list(rest))
         for number, score in zip(numbers, scores, strict=True):
             table[number, 0] -= score.total
@@ -74,3 +73,15 @@ def text_loss(model, texts: Sequence[str], batch_size: int = 8) -> dict[str, dic
         name: {**vars(bootstrap_interval(table, figure)), "unit": unit}
         for name, (unit, figure) in _FIGURES.items()
     }
+
+
+def _batches(parts: list, size: int) -> Iterator[list]:
+    """Yield parts of like lengths together, `MOST_TOKENS` with padding at most."""
+    batch: list = []
+    for part in sorted(parts, key=lambda part: len(part[2])):
+        if batch and (len(batch) == size or (len(batch) + 1) * len(part[2]) > MOST_TOKENS):
+            yield batch
+            batch = []
+        batch.append(part)
+    if batch:
+        yield batch

@@ -82,18 +82,20 @@ class ServingEngine:
             )
         self.model, self.rows, self.timeout = model, rows, timeout
         self.max_new_tokens = min(max_new_tokens, model.language_decoder.max_positions - 1)
-        if model.vision_cache is None:
-            model.vision_cache = VisionCache(vision_bytes, encoder_digest(model))
         self.stop_ids = tuple({*model.stop_ids, *model.processor.stop_ids})
         self.prefixes = PrefixStore(prefix_bytes)
         self._queue = FairQueue(max_waiting, max_per_client)
-        model.generation_engine().programs.hold_weights()
         self._batch = RollingBatch(model.generation_engine(), rows)
         self._running: list[Running | Looking] = []
         self._counts: Counter[str] = Counter()
         self._seconds = 1.0  # How long an answer took lately.
         self._closing = False
         self._condition = threading.Condition()
+        # All arguments are checked: from here on the model is ours until `close`.
+        self._made_cache = model.vision_cache is None
+        if self._made_cache:
+            model.vision_cache = VisionCache(vision_bytes, encoder_digest(model))
+        model.generation_engine().programs.hold_weights()
         self._thread = threading.Thread(target=self._work, name="serving-engine", daemon=True)
         self._thread.start()
 
@@ -133,7 +135,7 @@ class ServingEngine:
             self._answer_together([[text]], sampler)
             most = min(self.rows, self._queue.most, MOST_TOGETHER)
             for count in range(1, most + 1):
-                if bucket(count) == count:  # Others are padded to the next one.
+                if count in (most, bucket(count)):  # Others are padded to the next one.
                     self._answer_together([[image, text]] * count, sampler)
 
     def _answer_together(self, contents, sampler):
@@ -178,6 +180,8 @@ class ServingEngine:
             self._condition.notify()
         self._thread.join()
         self.model.generation_engine().programs.hold_weights(False)
+        if self._made_cache:  # It would not notice other weights.
+            self.model.vision_cache = None
 
     def _answering(self, request, listener):
         prompts = self._prompts(request.messages)
