@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import pytest
 from answering import Oracle, run, write_lines
 from PIL import Image
@@ -259,6 +260,17 @@ def test_chance_in_mmmu_does_not_depend_on_the_run(tmp_path):
         run(model, "mmmu", questions, tmp_path / "two", shard=(k, 2), batch_size=1)
     one, two = (task_records(tmp_path / name, "mmmu") for name in ("one", "two"))
     assert one == two and len({record["parsed"] for record in one}) > 1
+
+
+def test_answers_of_another_backend_are_not_gone_on_with(yes_no, tmp_path):
+    run(Oracle(), "coco_yesno", yes_no, tmp_path)
+    path = tmp_path / "coco_yesno" / "predictions.jsonl"
+    here = f'"backend": "{keras.backend.backend()}"'
+    text = path.read_text()
+    assert here in text
+    path.write_text(text.replace(here, '"backend": "numpy"'))
+    with pytest.raises(ValueError, match="backend"):
+        run(Oracle(), "coco_yesno", yes_no, tmp_path)
 
 
 def test_pictures_stand_where_the_text_marks_them():

@@ -48,6 +48,20 @@ def test_figures_are_those_of_the_logits(model):
     assert alone == pytest.approx(found["text_loss"]["value"], rel=1e-6)
 
 
+def test_few_tokens_are_scored_together(model, monkeypatch):
+    monkeypatch.setattr("dl_techniques.evaluation.text_loss.MOST_TOKENS", 40)
+    score, scored = type(model).score, []
+
+    def watched(self, inputs, answers):
+        scored.append([len(answer) for answer in answers])
+        return score(self, inputs, answers)
+
+    monkeypatch.setattr(type(model), "score", watched)
+    text_loss(model, [*TEXTS, "a" * 18, "b" * 19], batch_size=4)
+    assert all(len(lengths) * max(lengths) <= 40 for lengths in scored)
+    assert max(map(len, scored)) > 1
+
+
 def test_a_text_needs_a_beginning(model, monkeypatch):
     for name in ("bos_id", "eos_id"):
         monkeypatch.setattr(type(model.processor.tokenizer), name, None)

@@ -1,21 +1,21 @@
 """How well a model predicts plain texts, such as those that training must not unlearn."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dl_techniques.datasets.sources import open_source
-from dl_techniques.evaluation.intervals import bootstrap_interval
+from dl_techniques.evaluation.intervals import bootstrap_interval, mean_figure
+from dl_techniques.evaluation.metrics import bits_per_byte, perplexity
 
 TEXT_LOSS = "text_loss"
 MOST_TOKENS = 1024  # Of a part, and of the parts that are scored together.
 # Figure -> its unit, and its value for the sums of losses in nats, tokens and bytes.
 _FIGURES = {
-    TEXT_LOSS: ("nats a token", lambda t: t[..., 0] / t[..., 1]),
-    "text_perplexity": ("", lambda t: np.exp(t[..., 0] / t[..., 1])),
-    "text_bits_per_byte": ("bits a byte", lambda t: t[..., 0] / t[..., 2] / math.log(2)),
+    TEXT_LOSS: ("nats a token", mean_figure),
+    "text_perplexity": ("", lambda t: perplexity(-t[..., 0], t[..., 1])),
+    "text_bits_per_byte": ("bits a byte", lambda t: bits_per_byte(-t[..., 0], t[..., 2])),
 }
 
 

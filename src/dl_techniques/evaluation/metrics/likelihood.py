@@ -1,10 +1,10 @@
 """How well a model predicts plain text."""
 
-import math
+import numpy as np
 
 
-def perplexity(log_likelihood: float, tokens: int) -> float:
-    """Return exp(-log_likelihood / tokens).
+def perplexity(log_likelihood, tokens):
+    """Return exp(-log_likelihood / tokens), of numbers or of arrays of them.
 
     Args:
         log_likelihood: Sum over the tokens, in nats.
@@ -13,11 +13,13 @@ def perplexity(log_likelihood: float, tokens: int) -> float:
     Raises:
         ValueError: for no token, or a log-likelihood above 0.
     """
-    return math.exp(_loss(log_likelihood, tokens, "tokens"))
+    return np.exp(_loss(log_likelihood, tokens, "tokens"))
 
 
-def bits_per_byte(log_likelihood: float, text_bytes: int) -> float:
+def bits_per_byte(log_likelihood, text_bytes):
     """Return -log2 of the likelihood per byte of UTF-8: comparable across tokenizers.
+
+    Of numbers or of arrays of them.
 
     Args:
         log_likelihood: Sum over the tokens, in nats.
@@ -26,13 +28,13 @@ def bits_per_byte(log_likelihood: float, text_bytes: int) -> float:
     Raises:
         ValueError: for no byte, or a log-likelihood above 0.
     """
-    return _loss(log_likelihood, text_bytes, "bytes") / math.log(2)
+    return _loss(log_likelihood, text_bytes, "bytes") / np.log(2)
 
 
 def _loss(log_likelihood, number, unit):
-    if number < 1 or not log_likelihood <= 0:
+    if np.any(np.less(number, 1)) or not np.all(np.less_equal(log_likelihood, 0)):
         raise ValueError(
             f"Expected at least one of the {unit} and a log-likelihood of at most 0, got {number} "
             f"and {log_likelihood}."
         )
-    return -log_likelihood / number
+    return -np.divide(log_likelihood, number)
