@@ -267,6 +267,22 @@ def test_close_ends_all_requests(chat):
     assert not engine.is_alive
 
 
+def test_warm_up_reads_every_number_of_requests():
+    model = chat_model()
+    engine = ServingEngine(model, 5)
+
+    def readings():
+        return {each for each in engine._batch._engine.programs._signatures if each[0] == "prefill"}
+
+    engine.warm_up()
+    before = readings()
+    contents = [[{"type": "image", "image": picture(0)}, {"type": "text", "text": "?"}]]
+    for count in (5, 3, 1):
+        engine._answer_together(contents * count, SAMPLED)
+    assert before and readings() == before
+    engine.close()
+
+
 def test_weights_that_change_after_close_are_seen():
     model = chat_model()
     with pytest.raises(ValueError, match="rows=0"):
