@@ -173,6 +173,10 @@ def test_rows_that_left_keep_their_caches_for_the_next_turn(chat):
     caches = dict(zip(left, rolling.leave(left, True), strict=True))
     assert rolling.seats == [seats[5]]
     assert rolling.leave([seats[5]]) == [None]
+    # A short conversation does not keep the room of a long one.
+    lengths = {seat.start: cache[0][0].shape[1] for seat, cache in caches.items()}
+    assert len(set(lengths.values())) > 1
+    assert all(length >= start + 8 for start, length in lengths.items())
     for seat, row in zip(seats[:5], rows, strict=False):
         again = engine.start(row, request(9, stop_ids=()))
         again.advance(9)
