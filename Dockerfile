@@ -5,7 +5,7 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 COPY src src
 RUN pip install --no-cache-dir -c constraints.txt ".[jax,serve]" \
-    && useradd --system --create-home --uid 10001 server \
+    && useradd --create-home --uid 10001 server \
     && mkdir /cache && chown server /cache
 
 USER server

@@ -1,6 +1,7 @@
 """Times the serving engine with a trained run: more and more clients, some of whom leave.
 
     KERAS_BACKEND=jax python benchmarks/serving.py runs/demo [--clients 1,4,16,64] [--requests 10]
+    KERAS_BACKEND=jax python benchmarks/serving.py runs/demo --lengths 32
 
 Each client asks its questions one after the other, about pictures of shapes that it draws for
 itself; every fifth request is given up, half of them before the first token. Every other answer is
@@ -9,11 +10,14 @@ again and again, each time as other clients whose pictures are not known; the fi
 which nothing was compiled. Printed are new tokens/s of all clients together (of answers that were
 waited for), the ratio to one client's, requests/s, the time to the first token (median and 95th
 percentile) and how many answers were wrong or lost.
+
+With `--lengths N` end tokens are ignored, and each answer has a length of its own between 1 and N.
 """
 
 import argparse
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,14 +28,16 @@ QUESTIONS = (
     "Count.",
 )
 DIFFERENT = 40
+MOST_TOKENS = 32
 
 
-def different_questions(size: int) -> list[list[dict]]:
-    """Return conversations about pictures of shapes, of one and two turns."""
+def different_questions(size: int, lengths: int | None) -> list:
+    """Return requests about pictures of shapes, of one and two turns, whose client is not set."""
     from dl_techniques.datasets.shapes_scene import draw_plan, draw_scene, render_scene
+    from dl_techniques.serving.requests import ChatRequest
 
     rng = np.random.default_rng(0)
-    conversations = []
+    requests = []
     for k in range(DIFFERENT):
         picture = render_scene(draw_scene(rng, draw_plan(rng)), size, rng)
         messages = [{"role": "user", "content": QUESTIONS[k % 4], "image": picture}]
@@ -40,8 +46,15 @@ def different_questions(size: int) -> list[list[dict]]:
                 {"role": "assistant", "content": "2"},
                 {"role": "user", "content": QUESTIONS[(k + 1) % 4]},
             ]
-        conversations.append(messages)
-    return conversations
+        new_tokens = int(rng.integers(1, lengths + 1)) if lengths else MOST_TOKENS
+        requests.append(ChatRequest(messages, new_tokens, ignore_eos=bool(lengths)))
+    return requests
+
+
+def answer_alone(model, request) -> str:
+    """Return the right answer."""
+    stop_ids = () if request.ignore_eos else None
+    return model.generate(request.messages, request.max_new_tokens, stop_ids=stop_ids)
 
 
 class Load:
@@ -49,7 +62,7 @@ class Load:
 
     Args:
         engine: A `ServingEngine`.
-        asked: Conversations.
+        asked: Requests.
         answers: What is right for each.
         requests: Of each client.
     """
@@ -81,11 +94,9 @@ class Load:
         }
 
     def _client(self, client):
-        from dl_techniques.serving.requests import ChatRequest
-
         for k in range(self._requests):
             place = (7 * client + k) % len(self._asked)
-            request = ChatRequest(self._asked[place], client=f"{self._runs} {client}")
+            request = replace(self._asked[place], client=f"{self._runs} {client}")
             ticket = self._engine.submit(request)
             if (client + k) % 5 == 0:
                 if k % 2:
@@ -104,16 +115,21 @@ def main():
     parser.add_argument("--clients", default="1,4,16,64")
     parser.add_argument("--requests", type=int, default=10)
     parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--lengths", type=int, help="of the longest answer; ends are ignored")
     options = parser.parse_args()
     from dl_techniques.cli_loading import load_answering
     from dl_techniques.serving.engine import ServingEngine
 
     model = load_answering(options.run)
-    asked = different_questions(model.image_size[0])
-    answers = [model.generate(messages, 32) for messages in asked]
+    asked = different_questions(model.image_size[0], options.lengths)
+    answers = [answer_alone(model, request) for request in asked]
     numbers = [int(number) for number in options.clients.split(",")]
     engine = ServingEngine(
-        model, options.rows, max_waiting=4 * max(numbers), max_per_client=4, max_new_tokens=32
+        model,
+        options.rows,
+        max_waiting=4 * max(numbers),
+        max_per_client=4,
+        max_new_tokens=max(MOST_TOKENS, options.lengths or 0),
     )
     load = Load(engine, asked, answers, options.requests)
     print(

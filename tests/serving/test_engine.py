@@ -97,6 +97,17 @@ def test_stop_strings_end_an_answer(engine, chat):
     assert ticket.new_tokens <= NEW
 
 
+def test_an_answer_of_a_known_length(engine, chat, monkeypatch):
+    request = ask("go on")
+    first = next(iter(engine.submit(request))).ids[0]
+    monkeypatch.setattr(engine, "stop_ids", (*engine.stop_ids, first))
+    assert engine.submit(request).result() == ""
+    ticket = engine.submit(ask("go on", ignore_eos=True))
+    events = list(ticket)
+    assert ticket.new_tokens == NEW and events[-1].finish_reason == "length"
+    assert "".join(event.text for event in events)
+
+
 def test_the_next_turn_reads_only_what_is_new(engine, chat):
     first = ask("tell me about it", picture(1), client="a", new=4)
     answer = engine.submit(first).result()
@@ -196,6 +207,7 @@ def test_bad_requests_are_refused_at_once(engine):
         (ask("a" * 300), "prompt positions"),
         (ask(seed=-1), "seed=-1"),
         (ask(stop_strings=("",)), "none empty"),
+        (ask(top_logprobs=21), r"top_logprobs=21 must lie in \[0, 20\]"),
     ):
         with pytest.raises(ValueError, match=message):
             engine.submit(request)

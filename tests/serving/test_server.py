@@ -89,6 +89,22 @@ def test_an_answer_is_that_of_generate(client, chat, engine):
     assert usage["total_tokens"] == prompt + usage["completion_tokens"]
 
 
+def test_the_likeliest_tokens_of_each_step(client):
+    answer = complete(client, logprobs=True, top_logprobs=2).json()
+    content = answer["choices"][0]["logprobs"]["content"]
+    for entry in content:
+        likeliest, second = entry.pop("top_logprobs")
+        assert likeliest == entry and second["logprob"] <= likeliest["logprob"]
+        assert second["bytes"] == list(second["token"].encode())
+    assert content
+
+
+def test_an_answer_of_a_known_length(client):
+    answer = complete(client, ignore_eos=True, max_tokens=9, logprobs=True).json()
+    assert answer["usage"]["completion_tokens"] == 9
+    assert len(answer["choices"][0]["logprobs"]["content"]) == 9
+
+
 def test_sampling_with_seeds_and_several_answers(client, chat, engine):
     options = {"temperature": 1.5, "top_p": 0.9, "top_k": 9, "seed": 4, "n": 2}
     response = complete(client, **options).json()
@@ -262,7 +278,8 @@ def test_no_url_is_fetched_and_no_file_read(client, url):
         ({"stop": ""}, 400, "none empty"),
         ({"seed": -1}, 400, "seed"),
         ({"tools": []}, 400, "tools"),
-        ({"top_logprobs": 3}, 400, "top_logprobs"),
+        ({"top_logprobs": 3}, 400, "top_logprobs needs logprobs=true"),
+        ({"top_logprobs": 21, "logprobs": True}, 400, "top_logprobs"),
         ({"frequency_penalty": 1}, 400, "frequency_penalty"),
     ],
 )

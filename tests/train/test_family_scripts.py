@@ -86,10 +86,14 @@ def test_ghostvis_from_text_to_answers(small, tmp_path, capsys):
     assert {block for block in blocks if block.startswith("block_")} == opened
     assert not any("vision_encoder" in path or "embedding" in path for path in changed)
     checks = json.loads((tmp_path / "sft" / "checks.json").read_text())
-    assert set(checks) == {"caption_loss", "caption_loss_blank", "text_loss"}
-    assert all(0.0 < value < 20.0 for value in checks.values())
+    assert set(checks) == {"sft"}
+    assert set(checks["sft"]) == {"caption_loss", "caption_loss_blank", "text_loss"}
+    assert all(0.0 < value < 20.0 for value in checks["sft"].values())
     assert "all" in json.loads((tmp_path / "sft" / "results.json").read_text())
-    assert "caption_loss_blank" in capsys.readouterr().out
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["after", "captions", "blank", "text"] in rows
+    names = ["base", "contrast", "align", "sft"]
+    assert [row[0] for row in rows if len(row) == 4 and row[0] in names] == names
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

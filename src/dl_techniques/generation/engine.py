@@ -28,6 +28,8 @@ class Request:
         pad_id: What stands after a row's end.
         processors: See `programs.Choice`.
         known: Ids that an earlier cache holds, for samplers that penalise them.
+        alternatives: How many of the likeliest ids of each step are told, at most
+            `rolling_batch.MOST_ALTERNATIVES`; only in such a batch.
     """
 
     max_new_tokens: int
@@ -37,6 +39,7 @@ class Request:
     pad_id: int = 0
     processors: tuple = ()
     known: tuple[int, ...] = ()
+    alternatives: int = 0
 
 
 class Engine:

@@ -3,7 +3,8 @@
 A state is a dict of tensors: `cache` and `mask` bool[B, L] over its slots (slots still free are
 True; causality hides them), and per row `token` int32[B] (chosen last, not in the cache yet),
 `ended` bool[B], `ids` int32[B, N], `logprobs` float32[B, N], `held` bool[B, V] (ids that the row
-holds; only for samplers that penalise them).
+holds; only for samplers that penalise them), `top_ids` int32[B, N, K] and `top_logprobs`
+float32[B, N, K] (the likeliest ids of each step; only where they are asked for).
 """
 
 from dataclasses import dataclass, field
@@ -24,11 +25,13 @@ class Choice:
         penalises: Apply the repetition penalty.
         processors: Functions (logits float32[B, V], ids int32[B, N], i) -> logits, where ids[:, :i]
             are chosen already; applied in this order, before the sampler.
+        alternatives: K, how many of the likeliest ids of each step are told.
     """
 
     greedy: bool = True
     penalises: bool = False
     processors: tuple = field(default=())
+    alternatives: int = 0
 
 
 def encode(model, images):
@@ -124,13 +127,15 @@ def choose(model, logits, state: dict, i, options: dict, choice: Choice) -> dict
     token = ops.where(ended, options["pad_id"], token)
     logprob = ops.where(ended, 0.0, logprob)
     is_stop = ops.any(ops.equal(ops.expand_dims(token, 1), options["stop_ids"]), axis=1)
-    is_ith = ops.arange(ops.shape(state["ids"])[1]) == i
+    found = {"ids": token, "logprobs": logprob}
+    if choice.alternatives:
+        top_logits, found["top_ids"] = ops.top_k(logits, choice.alternatives)
+        found["top_logprobs"] = top_logits - ops.expand_dims(total, 1)
     new = {
         **state,
         "token": token,
-        "ids": ops.where(is_ith, ops.expand_dims(token, 1), state["ids"]),
-        "logprobs": ops.where(is_ith, ops.expand_dims(logprob, 1), state["logprobs"]),
         "ended": ops.logical_or(ended, is_stop),
+        **{name: _with_ith(state[name], i, value) for name, value in found.items()},
     }
     if choice.penalises:
         is_token = ops.equal(ops.arange(model.vocab_size), ops.expand_dims(token, 1))
@@ -170,6 +175,12 @@ def decode(
         return i + 1, one_step(state, i, start, options)
 
     return ops.while_loop(goes_on, body, (i, state))
+
+
+def _with_ith(values, i, new):
+    """Return values[B, N, ...] with new[B, ...] as the i-th of each row."""
+    is_ith = ops.reshape(ops.arange(values.shape[1]) == i, (-1, *[1] * (len(values.shape) - 2)))
+    return ops.where(is_ith, ops.cast(ops.expand_dims(new, 1), values.dtype), values)
 
 
 def _logits(model, hidden):

@@ -18,6 +18,8 @@ from dl_techniques.generation.sampling import uniform_numbers
 
 # The most steps between looks at who joins and leaves.
 STEPS = 4
+# The most of the likeliest ids that a request can ask for, as many as OpenAI's clients can.
+MOST_ALTERNATIVES = 20
 # The most rows whose caches one program copies.
 TAKEN_TOGETHER = 4
 _KEPT = ("cache", "mask", "token", "held")
@@ -32,6 +34,8 @@ class Seat:
         start: The slot of its first new token.
         row: Its row; others may take its place once it has left.
         ids, logprobs: Its new tokens so far, the one that ended it included.
+        alternatives: For each of them the likeliest ids with their log-probabilities, likeliest
+            first, as many as the request asks for.
         ended: Whether it has ended, by a stop id or by the number of tokens.
     """
 
@@ -40,6 +44,7 @@ class Seat:
     row: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    alternatives: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     ended: bool = False
 
     def __post_init__(self):
@@ -52,14 +57,15 @@ class Seat:
         """How many tokens may follow."""
         return self.request.max_new_tokens - len(self.ids)
 
-    def push(self, ids, logprobs) -> None:
+    def push(self, ids, logprobs, alternatives) -> None:
         """Take new tokens, up to the one that ends the row."""
-        for token, logprob in zip(ids, logprobs, strict=True):
+        for token, logprob, likeliest in zip(ids, logprobs, alternatives, strict=True):
             if self.ended:
                 return
-            self.ids.append(int(token))
-            self.logprobs.append(float(logprob))
-            self.ended = int(token) in self.request.stop_ids or not self.remaining
+            self.ids.append(token)
+            self.logprobs.append(logprob)
+            self.alternatives.append(likeliest[: self.request.alternatives])
+            self.ended = token in self.request.stop_ids or not self.remaining
 
 
 class RollingBatch:
@@ -124,11 +130,7 @@ class RollingBatch:
         """Return what is kept of rows that were read, after the choice of their first tokens."""
         rows = len(reading.logits)
         _, options, choice = _arguments(seats, rows)
-        state = {
-            "ended": np.zeros(rows, bool),
-            "ids": np.zeros((rows, 1), "int32"),
-            "logprobs": np.zeros((rows, 1), "float32"),
-        }
+        state = {"ended": np.zeros(rows, bool), **_room_for_news(rows, 1, choice)}
         if choice.penalises:
             state["held"] = reading.held(self._engine.model.vocab_size)
             for seat in seats:
@@ -143,15 +145,10 @@ class RollingBatch:
         if not going:
             return
         batch = self._state["token"].shape[0]
-        state = {
-            **self._state,
-            "ended": np.ones(batch, bool),
-            "ids": np.zeros((batch, STEPS), "int32"),
-            "logprobs": np.zeros((batch, STEPS), "float32"),
-        }
-        for seat in going:
-            state["ended"][seat.row] = False
         start, options, choice = _arguments(self.seats, batch)
+        ended = np.ones(batch, bool)
+        ended[[seat.row for seat in going]] = False
+        state = {**self._state, "ended": ended, **_room_for_news(batch, STEPS, choice)}
         if not choice.penalises:
             state.pop("held", None)
         limit = min(STEPS, *(seat.remaining for seat in going))
@@ -232,14 +229,35 @@ def _arguments(seats, batch):
     is_greedy = all(sampler.is_greedy for sampler in samplers)
     if not is_greedy:
         options["uniform"] = uniform
-    return start, options, Choice(is_greedy, any(s.penalises for s in samplers))
+    # What is compiled in is one number, whoever asks for how many.
+    alternatives = MOST_ALTERNATIVES if any(s.request.alternatives for s in seats) else 0
+    penalises = any(sampler.penalises for sampler in samplers)
+    return start, options, Choice(is_greedy, penalises, alternatives=alternatives)
+
+
+def _room_for_news(batch, steps, choice):
+    """Return what of a state the choices of so many steps are written to."""
+    news = {
+        "ids": np.zeros((batch, steps), "int32"),
+        "logprobs": np.zeros((batch, steps), "float32"),
+    }
+    if choice.alternatives:
+        shape = (batch, steps, choice.alternatives)
+        news |= {"top_ids": np.zeros(shape, "int32"), "top_logprobs": np.zeros(shape, "float32")}
+    return news
 
 
 def _push(seats, state, count):
-    """Give seats the first tokens in a state's `ids`."""
-    ids, logprobs = (ops.convert_to_numpy(state[name]) for name in ("ids", "logprobs"))
+    """Give seats the first tokens in a state's `ids`, and what is told of them."""
+    names = ("ids", "logprobs", "top_ids", "top_logprobs")
+    news = {name: ops.convert_to_numpy(state[name])[:, :count] for name in names if name in state}
     for seat in seats:
-        seat.push(ids[seat.row, :count], logprobs[seat.row, :count])
+        row = {name: values[seat.row].tolist() for name, values in news.items()}
+        likeliest = [()] * count
+        if "top_ids" in row:
+            pairs = zip(row["top_ids"], row["top_logprobs"], strict=True)
+            likeliest = [tuple(zip(*pair, strict=True)) for pair in pairs]
+        seat.push(row["ids"], row["logprobs"], likeliest)
 
 
 def _kept(state):

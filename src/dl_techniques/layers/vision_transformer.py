@@ -1,8 +1,8 @@
 """VisionTransformer: a pre-norm ViT that returns all tokens."""
 
+from dl_techniques.layers.block_runner import BlockRunner
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
 from dl_techniques.layers.patch_embedding import PatchEmbedding
-from dl_techniques.layers.rematerialisation import run_block
 from dl_techniques.layers.transformer_blocks import EncoderBlock, make_norm
 
 
@@ -129,8 +129,9 @@ class VisionTransformer(ConfiguredLayer):
         x = self.patch_embedding(images)
         if self.pre_norm is not None:
             x = self.pre_norm(x)
+        run = BlockRunner(self.remat, training)
         for block in self.blocks:
-            x = run_block(block, x, remat=self.remat, training=training)
+            x = run(block, x)
         if self.norm is not None:
             x = self.norm(x)
         return x[:, 1:] if self.drop_class_token else x

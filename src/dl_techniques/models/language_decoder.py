@@ -4,8 +4,8 @@ import keras
 from keras import ops
 
 from dl_techniques.layers.attention_mask import attention_rule
+from dl_techniques.layers.block_runner import BlockRunner
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
-from dl_techniques.layers.rematerialisation import run_block
 from dl_techniques.layers.transformer_blocks import DecoderBlock
 
 
@@ -157,12 +157,12 @@ class LanguageDecoder(ConfiguredLayer):
             query_slots, slots, attention_mask, segment_ids, image_ids, turn_ids
         )
         positions = default_positions if positions is None else positions
-        new_cache = []
+        new_cache, run = [], BlockRunner(self.remat, training)
         for i, block in enumerate(self.blocks):
             seen = {"context": context if block.cross_attention else None}
             args = (x, positions, mask, context_mask)
             if cache is None:
-                x = run_block(block, *args, **seen, remat=self.remat, training=training)
+                x = run(block, *args, **seen)
                 continue
             x, block_cache = block(
                 *args, **seen, cache=cache[i], cache_index=cache_index, training=training

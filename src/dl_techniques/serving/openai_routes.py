@@ -64,6 +64,9 @@ class _Completion:
         if body.n > most:
             message = f"n={body.n} is more than the {most} allowed."
             raise RefusedError(400, message, "invalid_value", "n")
+        if body.top_logprobs and not body.logprobs:
+            message = "top_logprobs needs logprobs=true."
+            raise RefusedError(400, message, "invalid_value", "top_logprobs")
 
     def asked(self) -> list[ChatRequest]:
         """Return what the engine is asked: `n` times the same with other seeds."""
@@ -74,6 +77,8 @@ class _Completion:
             "max_new_tokens": body.most_tokens,
             "sampler": body.sampler,
             "stop_strings": body.stop_strings(),
+            "ignore_eos": body.ignore_eos,
+            "top_logprobs": body.top_logprobs or 0,
             "client": self._request.state.client,
         }
         return [ChatRequest(**common, seed=seed + index) for index in range(body.n)]
@@ -130,16 +135,19 @@ class _Completion:
     def _logprobs(self, events):
         if not self._body.logprobs:
             return None
-        engine, content = self._state.engine, []
+        ends, content = () if self._body.ignore_eos else self._state.engine.stop_ids, []
         for event in events:
-            for token, logprob in zip(event.ids, event.logprobs, strict=True):
-                if token in engine.stop_ids:
-                    continue
-                text = engine.model.processor.decode([token])
-                entry = {"token": text, "bytes": list(text.encode()), "top_logprobs": []}
-                # JSON has no infinity.
-                content.append({**entry, "logprob": max(logprob, -9999.0)})
+            news = zip(event.ids, event.logprobs, event.top_logprobs, strict=True)
+            for token, logprob, likeliest in news:
+                if token not in ends:
+                    others = [self._logprob(*other) for other in likeliest]
+                    content.append({**self._logprob(token, logprob), "top_logprobs": others})
         return {"content": content}
+
+    def _logprob(self, token, logprob):
+        text = self._state.engine.model.processor.decode([token])
+        # JSON has no infinity.
+        return {"token": text, "bytes": list(text.encode()), "logprob": max(logprob, -9999.0)}
 
     def _usage(self, answers):
         """Return the counts of tokens, which the log gets too."""

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dl_techniques.generation.rolling_batch import MOST_ALTERNATIVES
 from dl_techniques.generation.sampling import Sampler
 from dl_techniques.serving.failures import RefusedError
 from dl_techniques.serving.images import image_of_data_uri
@@ -87,7 +88,10 @@ class Conversation(_Strict):
 
 
 class ChatCompletionRequest(Conversation):
-    """A conversation to answer. `top_k`, `min_p` and `repetition_penalty` are not OpenAI's."""
+    """A conversation to answer.
+
+    `top_k`, `min_p`, `repetition_penalty` and `ignore_eos` are not OpenAI's; vLLM has them too.
+    """
 
     model: str
     stream: bool = False
@@ -103,7 +107,8 @@ class ChatCompletionRequest(Conversation):
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: int = Field(1, ge=1)
     logprobs: bool = False
-    top_logprobs: Literal[0] | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    ignore_eos: bool = False
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     presence_penalty: float | None = Field(None, ge=0, le=0)
     response_format: ResponseFormat | None = None

@@ -44,6 +44,8 @@ class ChatRequest:
         sampler: How tokens are chosen.
         seed: What is drawn depends on it alone.
         stop_strings: The answer ends before the first of these.
+        ignore_eos: Do not end with an end token, so that answers have a known length.
+        top_logprobs: How many of the likeliest ids are told beside each token, at most 20.
         client: Whose it is: clients take turns, and share no cache of conversations.
     """
 
@@ -52,6 +54,8 @@ class ChatRequest:
     sampler: Sampler = GREEDY
     seed: int = 0
     stop_strings: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    top_logprobs: int = 0
     client: str = ""
 
 
@@ -62,6 +66,7 @@ class Event:
     Attributes:
         text: The next piece.
         ids, logprobs: The new tokens since the last event; their text may come later.
+        top_logprobs: For each of them the likeliest ids and their log-probabilities.
         finish_reason: "stop" (by an end token or a stop string), "length" or "cancelled" in the
             last event, else None.
         found: What a request for something else than an answer finds.
@@ -71,6 +76,7 @@ class Event:
     text: str = ""
     ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     finish_reason: str | None = None
     found: Any = None
     error: Exception | None = None

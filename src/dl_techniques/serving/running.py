@@ -41,10 +41,11 @@ class Running:
 
         Args:
             model: Answers.
-            stop_ids: The ids that end its answers.
+            stop_ids: The ids that end its answers, unless the request says that none does.
             prefixes: May have an earlier turn of the conversation.
         """
         self.part, known, request = self._prompt, (), self.request
+        stop_ids = () if request.ignore_eos else stop_ids
         if has_sessions(model):
             self._session = prefixes.take(model, request.client, self._prompt)
             self._turn = self._session.begin(model, self._prompt, self._new_tokens)
@@ -58,6 +59,7 @@ class Running:
             stop_ids,
             model.processor.pad_token_id,
             known=tuple(known),
+            alternatives=request.top_logprobs,
         )
         self._text = TextStream(model.processor.decode, stop_ids, request.stop_strings)
 
@@ -78,8 +80,8 @@ class Running:
             reason, piece = "length", piece + text.finish()
         after = self.ticket.new_tokens = text.length
         if after > before:
-            new = slice(before, after)
-            self.ticket.give(Event(piece, tuple(seat.ids[new]), tuple(seat.logprobs[new])))
+            told = (seat.ids, seat.logprobs, seat.alternatives)
+            self.ticket.give(Event(piece, *(tuple(values[before:after]) for values in told)))
         return reason
 
     def leave(self, cache, prefixes: PrefixStore) -> None:

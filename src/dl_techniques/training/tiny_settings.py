@@ -8,7 +8,8 @@ from dl_techniques.datasets.sources import open_source
 from dl_techniques.datasets.tiny_sources import write_tiny_sources
 from dl_techniques.evaluation.held_out_loss import held_out_loss
 from dl_techniques.training.recipes import get_recipe
-from dl_techniques.training.run_folder import load_checkpoint
+from dl_techniques.training.run_folder import CONFIG_FILE, load_model
+from dl_techniques.training.stage_run import MODEL_FILE
 
 TINY_FOLDER = "runs/tiny_sources"
 _RATE = 4e-3
@@ -100,17 +101,22 @@ def sft_stage(learning_rates: dict, steps: int = 400, **more) -> dict:
 def report(run: str | Path, sources: str | Path) -> dict:
     """Write `checks.json` into a run's folder, print it and return it.
 
-    Held-out losses in nats per token: of captions, of the same with blank pictures, and of text.
+    Held-out losses in nats per token at the end of each stage: of captions, of the same with blank
+    pictures, and of text.
     """
-    model, _ = load_checkpoint(run)
-    held_out = Path(sources) / "held_out"
-    length = model.processor.max_text_length
+    run, held_out = Path(run), Path(sources) / "held_out"
     captions, text = (open_source(held_out / name) for name in ("captions.jsonl", "text.txt"))
-    checks = {
-        "caption_loss": held_out_loss(model, captions, length),
-        "caption_loss_blank": held_out_loss(model, captions, length, blank_images=True),
-        "text_loss": held_out_loss(model, text, length),
-    }
-    (Path(run) / "checks.json").write_text(json.dumps(checks, indent=1))
-    print("  ".join(f"{name} {value:.4f}" for name, value in checks.items()))
+    checks = {}
+    print(f"{'after':<10}{'captions':>10}{'blank':>10}{'text':>10}")
+    for stage in json.loads((run / CONFIG_FILE).read_text())["stages"]:
+        model = load_model(str(run / stage["name"] / MODEL_FILE))
+        length = model.processor.max_text_length
+        losses = {
+            "caption_loss": held_out_loss(model, captions, length),
+            "caption_loss_blank": held_out_loss(model, captions, length, blank_images=True),
+            "text_loss": held_out_loss(model, text, length),
+        }
+        checks[stage["name"]] = losses
+        print(f"{stage['name']:<10}" + "".join(f"{loss:>10.4f}" for loss in losses.values()))
+    (run / "checks.json").write_text(json.dumps(checks, indent=1))
     return checks

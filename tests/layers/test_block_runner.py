@@ -1,4 +1,4 @@
-"""Rematerialised blocks: the same values and gradients, dropout included, and less kept."""
+"""Blocks traced once and blocks computed again give what they give one by one."""
 
 import keras
 import numpy as np
@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 from tiny_models import fill, mixed_batch, tiny_config, tiny_nanovlm
 
+from dl_techniques.layers.transformer_blocks import DecoderBlock
 from dl_techniques.losses.nanovlm_loss import NanoVLMLoss
 from dl_techniques.models.nano_vlm import NanoVLM
 
@@ -66,3 +67,47 @@ def test_it_survives_a_file(tmp_path):
 def test_mixed_precision():
     plain, remat = (trained(model) for model in models(dtype="mixed_float16"))
     np.testing.assert_allclose(plain[0], remat[0], rtol=2e-2)
+
+
+def deep_model(**language):
+    config = tiny_config()
+    config["language_config"] = {**config["language_config"], "num_layers": 4, **language}
+    return fill(NanoVLM(**config))
+
+
+def test_blocks_that_are_alike_are_traced_once(monkeypatch):
+    model, calls = deep_model(), []
+    call = DecoderBlock.call
+
+    def counted(self, *args, **options):
+        calls.append(self)
+        return call(self, *args, **options)
+
+    trained(model, 1)  # What Keras wants to know of shapes is traced before.
+    model.predict_on_batch(mixed_batch())
+    monkeypatch.setattr(DecoderBlock, "call", counted)
+    model.compile(optimizer=keras.optimizers.SGD(0.05), loss=NanoVLMLoss())
+    trained(model, 1)
+    assert len(set(calls)) == (1 if keras.backend.backend() == "jax" else 4)
+
+
+@pytest.mark.parametrize("change", ["epsilon", "adapters", "frozen"])
+def test_blocks_that_differ_are_told_apart(change):
+    model, batch = deep_model(), mixed_batch()
+    block = model.language_decoder.blocks[2]
+    if change == "epsilon":
+        block.input_norm.epsilon = 0.3
+    elif change == "adapters":
+        block.mlp.gate_proj.enable_lora(2, lora_alpha=8)
+        kernel = block.mlp.gate_proj.lora_kernel_b
+        kernel.assign(np.full(kernel.shape, 0.1))
+    else:
+        block.trainable = False
+    before = [ops.convert_to_numpy(w) for w in block.non_trainable_weights]
+    np.testing.assert_allclose(
+        model.predict_on_batch(batch), ops.convert_to_numpy(model(batch)), atol=1e-5
+    )
+    losses, _ = trained(model)
+    assert losses[1] != losses[0]
+    for old, new in zip(before, block.non_trainable_weights, strict=True):
+        np.testing.assert_array_equal(old, ops.convert_to_numpy(new))
