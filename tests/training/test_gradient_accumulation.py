@@ -25,14 +25,16 @@ def gradient(model, before):
 
 
 def test_uneven_micro_batches_equal_the_big_batch():
-    data = ToyData(rows=5, shuffle=False)
+    # With seed 0 terms cancel, so that unoptimised programs are wrong by 1.2e-6 on some CPUs; with
+    # the next nine seeds by 4e-7 to 8e-7.
+    data = ToyData(rows=5, seed=1, shuffle=False)
     data.labels[4] = -100  # A batch in which nothing is learned counts for nothing.
     counts = [supervised_tokens(data[i][1]) for i in range(5)]
     assert len(set(counts)) == 5
-    whole = micro_nanovlm()
+    whole = micro_nanovlm(seed=1)
     before = weights(whole)
     big = NanoVLMTrainer(whole, optimizer=sgd(1)).train_step(data.rows(np.arange(5)))
-    parts = micro_nanovlm()
+    parts = micro_nanovlm(seed=1)
     trainer = GradientAccumulationTrainer(parts, optimizer=sgd())
     losses = [trainer.accumulate_gradients(data[i]) for i in range(5)]
     assert np.dot(losses, counts) / sum(counts) == pytest.approx(big["loss"], rel=1e-6)
