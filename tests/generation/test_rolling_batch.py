@@ -117,18 +117,18 @@ def test_the_likeliest_ids_of_each_step(chat):
     rolling = RollingBatch(chat.generation_engine(), 2)
     batches = [row_of(chat, [user("what?")]), row_of(chat, [user("and here?", picture(1))])]
     wanted = [request(6, stop_ids=()), request(9, SAMPLED, stop_ids=())]
-    wanted = [replace(one, alternatives=n) for one, n in zip(wanted, (0, 3), strict=True)]
+    wanted = [replace(one, top_logprobs=n) for one, n in zip(wanted, (0, 3), strict=True)]
     plain, told = (join(chat, rolling, *both) for both in zip(batches, wanted, strict=True))
     while not told.ended:
         rolling.advance()
-    assert plain.alternatives == [()] * 6
+    assert plain.top_logprobs == [()] * 6
     ids = np.append(batches[1]["text_tokens"][0], told.ids[:-1])[None]
     inputs = {**batches[1], "text_tokens": ids, "attention_mask": np.ones_like(ids, bool)}
     logits = keras.ops.convert_to_numpy(chat(inputs))[0, -9:]
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = np.argsort(-logprobs, axis=-1)[:, :3]
-    assert [[token for token, _ in step] for step in told.alternatives] == expected.tolist()
-    got = [[logprob for _, logprob in step] for step in told.alternatives]
+    assert [[token for token, _ in step] for step in told.top_logprobs] == expected.tolist()
+    got = [[logprob for _, logprob in step] for step in told.top_logprobs]
     np.testing.assert_allclose(got, np.take_along_axis(logprobs, expected, 1), atol=1e-5)
 
 

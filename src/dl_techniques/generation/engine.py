@@ -28,8 +28,8 @@ class Request:
         pad_id: What stands after a row's end.
         processors: See `programs.Choice`.
         known: Ids that an earlier cache holds, for samplers that penalise them.
-        alternatives: How many of the likeliest ids of each step are told, at most
-            `rolling_batch.MOST_ALTERNATIVES`; only in such a batch.
+        top_logprobs: How many of the likeliest ids of each step are told, at most
+            `rolling_batch.MOST_TOP_LOGPROBS`; only in such a batch.
     """
 
     max_new_tokens: int
@@ -39,7 +39,7 @@ class Request:
     pad_id: int = 0
     processors: tuple = ()
     known: tuple[int, ...] = ()
-    alternatives: int = 0
+    top_logprobs: int = 0
 
 
 class Engine:

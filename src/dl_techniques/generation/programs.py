@@ -25,13 +25,13 @@ class Choice:
         penalises: Apply the repetition penalty.
         processors: Functions (logits float32[B, V], ids int32[B, N], i) -> logits, where ids[:, :i]
             are chosen already; applied in this order, before the sampler.
-        alternatives: K, how many of the likeliest ids of each step are told.
+        top_logprobs: K, how many of the likeliest ids of each step are told.
     """
 
     greedy: bool = True
     penalises: bool = False
     processors: tuple = field(default=())
-    alternatives: int = 0
+    top_logprobs: int = 0
 
 
 def encode(model, images):
@@ -128,8 +128,8 @@ def choose(model, logits, state: dict, i, options: dict, choice: Choice) -> dict
     logprob = ops.where(ended, 0.0, logprob)
     is_stop = ops.any(ops.equal(ops.expand_dims(token, 1), options["stop_ids"]), axis=1)
     found = {"ids": token, "logprobs": logprob}
-    if choice.alternatives:
-        top_logits, found["top_ids"] = ops.top_k(logits, choice.alternatives)
+    if choice.top_logprobs:
+        top_logits, found["top_ids"] = ops.top_k(logits, choice.top_logprobs)
         found["top_logprobs"] = top_logits - ops.expand_dims(total, 1)
     new = {
         **state,

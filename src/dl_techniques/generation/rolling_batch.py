@@ -19,7 +19,7 @@ from dl_techniques.generation.sampling import uniform_numbers
 # The most steps between looks at who joins and leaves.
 STEPS = 4
 # The most of the likeliest ids that a request can ask for, as many as OpenAI's clients can.
-MOST_ALTERNATIVES = 20
+MOST_TOP_LOGPROBS = 20
 # The most rows whose caches one program copies.
 TAKEN_TOGETHER = 4
 _KEPT = ("cache", "mask", "token", "held")
@@ -34,7 +34,7 @@ class Seat:
         start: The slot of its first new token.
         row: Its row; others may take its place once it has left.
         ids, logprobs: Its new tokens so far, the one that ended it included.
-        alternatives: For each of them the likeliest ids with their log-probabilities, likeliest
+        top_logprobs: For each of them the likeliest ids with their log-probabilities, likeliest
             first, as many as the request asks for.
         ended: Whether it has ended, by a stop id or by the number of tokens.
     """
@@ -44,7 +44,7 @@ class Seat:
     row: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    alternatives: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     ended: bool = False
 
     def __post_init__(self):
@@ -57,14 +57,14 @@ class Seat:
         """How many tokens may follow."""
         return self.request.max_new_tokens - len(self.ids)
 
-    def push(self, ids, logprobs, alternatives) -> None:
+    def push(self, ids, logprobs, top_logprobs) -> None:
         """Take new tokens, up to the one that ends the row."""
-        for token, logprob, likeliest in zip(ids, logprobs, alternatives, strict=True):
+        for token, logprob, likeliest in zip(ids, logprobs, top_logprobs, strict=True):
             if self.ended:
                 return
             self.ids.append(token)
             self.logprobs.append(logprob)
-            self.alternatives.append(likeliest[: self.request.alternatives])
+            self.top_logprobs.append(likeliest[: self.request.top_logprobs])
             self.ended = token in self.request.stop_ids or not self.remaining
 
 
@@ -230,9 +230,9 @@ def _arguments(seats, batch):
     if not is_greedy:
         options["uniform"] = uniform
     # What is compiled in is one number, whoever asks for how many.
-    alternatives = MOST_ALTERNATIVES if any(s.request.alternatives for s in seats) else 0
+    top_logprobs = MOST_TOP_LOGPROBS if any(s.request.top_logprobs for s in seats) else 0
     penalises = any(sampler.penalises for sampler in samplers)
-    return start, options, Choice(is_greedy, penalises, alternatives=alternatives)
+    return start, options, Choice(is_greedy, penalises, top_logprobs=top_logprobs)
 
 
 def _room_for_news(batch, steps, choice):
@@ -241,8 +241,8 @@ def _room_for_news(batch, steps, choice):
         "ids": np.zeros((batch, steps), "int32"),
         "logprobs": np.zeros((batch, steps), "float32"),
     }
-    if choice.alternatives:
-        shape = (batch, steps, choice.alternatives)
+    if choice.top_logprobs:
+        shape = (batch, steps, choice.top_logprobs)
         news |= {"top_ids": np.zeros(shape, "int32"), "top_logprobs": np.zeros(shape, "float32")}
     return news
 

@@ -96,7 +96,11 @@ def _computed_again(compute, x, values, args, named):
 
 
 def _kind(block):
-    """Return what two blocks have in common that differ in nothing but their weights' values."""
+    """Return what two blocks have in common that differ in nothing but their weights' values.
+
+    Functions are not looked at, as Keras wraps some of each layer's own: of two blocks of one stack
+    the activations are the same.
+    """
     layers = []
     for layer in block._flatten_layers():
         options = [

@@ -10,7 +10,7 @@ from PIL import Image
 from dl_techniques.generation.arguments import check_length, checked_stop_strings, row_seeds
 from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.prompts import gather_prompts, prompt_batch
-from dl_techniques.generation.rolling_batch import MOST_ALTERNATIVES, RollingBatch
+from dl_techniques.generation.rolling_batch import MOST_TOP_LOGPROBS, RollingBatch
 from dl_techniques.generation.sampling import GREEDY, Sampler
 from dl_techniques.generation.session import has_sessions
 from dl_techniques.generation.vision_cache import VisionCache, encoder_digest
@@ -187,9 +187,9 @@ class ServingEngine:
         prompts = self._prompts(request.messages)
         new_tokens = self._new_tokens(request, prompts.positions)
         row_seeds(request.seed, 1)
-        if not 0 <= request.top_logprobs <= MOST_ALTERNATIVES:
+        if not 0 <= request.top_logprobs <= MOST_TOP_LOGPROBS:
             raise ValueError(
-                f"top_logprobs={request.top_logprobs} must lie in [0, {MOST_ALTERNATIVES}]."
+                f"top_logprobs={request.top_logprobs} must lie in [0, {MOST_TOP_LOGPROBS}]."
             )
         checked_stop_strings(request.stop_strings)
         ticket = Ticket(request, len(prompts.read[0].ids), listener)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dl_techniques.generation.rolling_batch import MOST_ALTERNATIVES
+from dl_techniques.generation.rolling_batch import MOST_TOP_LOGPROBS
 from dl_techniques.generation.sampling import Sampler
 from dl_techniques.serving.failures import RefusedError
 from dl_techniques.serving.images import image_of_data_uri
@@ -107,7 +107,7 @@ class ChatCompletionRequest(Conversation):
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: int = Field(1, ge=1)
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP_LOGPROBS)
     ignore_eos: bool = False
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     presence_penalty: float | None = Field(None, ge=0, le=0)

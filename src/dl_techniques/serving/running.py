@@ -59,7 +59,7 @@ class Running:
             stop_ids,
             model.processor.pad_token_id,
             known=tuple(known),
-            alternatives=request.top_logprobs,
+            top_logprobs=request.top_logprobs,
         )
         self._text = TextStream(model.processor.decode, stop_ids, request.stop_strings)
 
@@ -80,7 +80,7 @@ class Running:
             reason, piece = "length", piece + text.finish()
         after = self.ticket.new_tokens = text.length
         if after > before:
-            told = (seat.ids, seat.logprobs, seat.alternatives)
+            told = (seat.ids, seat.logprobs, seat.top_logprobs)
             self.ticket.give(Event(piece, *(tuple(values[before:after]) for values in told)))
         return reason
 
