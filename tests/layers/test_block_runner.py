@@ -109,3 +109,22 @@ def test_blocks_that_differ_are_told_apart(change):
     assert losses[1] != losses[0]
     for old, new in zip(before, block.non_trainable_weights, strict=True):
         np.testing.assert_array_equal(old, ops.convert_to_numpy(new))
+
+
+@pytest.mark.parametrize("model", range(2), ids=["plain", "remat"])
+def test_each_step_drops_others(model):
+    model = models(0.3)[model]
+    model.compile(optimizer=keras.optimizers.SGD(0.0), loss=NanoVLMLoss())
+    batch = mixed_batch()
+    losses = {float(model.train_on_batch(batch, batch["text_tokens"])) for _ in range(3)}
+    assert len(losses) == 3
+
+
+def test_blocks_are_computed_again_where_wanted(monkeypatch):
+    made, remat = [], keras.remat
+    monkeypatch.setattr(keras, "remat", lambda f: made.append(f) or remat(f))
+    plain, again = models()
+    trained(plain, 1)
+    assert not made
+    trained(again, 1)
+    assert len(made) >= 2  # An encoder's and a decoder's block.
