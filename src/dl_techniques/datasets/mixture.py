@@ -223,7 +223,7 @@ class MixtureRun:
         self._tell_if_exhausted(progress)
 
     def _tell_if_exhausted(self, source: _Source):
-        if source.drawn >= source.limit:
+        if source.drawn >= source.limit and len(self._sources) > 1:
             rest = _normalized({s.name: s.share for s in self._open_sources()})
             shares = ", ".join(f"{name} {share:.3f}" for name, share in rest.items())
             logger.info(

@@ -7,6 +7,7 @@ from keras import ops
 
 from dl_techniques.layers.cache_slots import write_slots
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register, require_divisible
+from dl_techniques.layers.one_token_attention import attend_one_token
 from dl_techniques.layers.rotary_embedding import RotaryEmbedding
 
 
@@ -177,6 +178,8 @@ class GroupedQueryAttention(ConfiguredLayer):
     def _attend(self, query, key, value, mask, training):
         if (training and self.dropout) or _lacks_library_attention(query.dtype):
             out = self._attend_explicitly(query, key, value, mask, training)
+        elif query.shape[1] == 1 and _moves_caches(query):
+            out = attend_one_token(query, key, value, mask)
         else:
             if self.num_kv_heads == 1:
                 # Keras on TensorFlow shares key-value heads only where there are several.
@@ -236,6 +239,12 @@ def _is_flash_on_jax(dtype) -> bool:
 def _lacks_library_attention(dtype) -> bool:
     # JAX's dot_product_attention asks for a float16 product that XLA does not compile for CPUs.
     return _jax_platform() == "cpu" and keras.backend.standardize_dtype(dtype) == "float16"
+
+
+def _moves_caches(query) -> bool:
+    # A single row is read as it lies; the library's products of reduced types are more exact.
+    dtype = keras.backend.standardize_dtype(query.dtype)
+    return _jax_platform() == "cpu" and dtype == "float32" and query.shape[0] != 1
 
 
 def _jax_platform() -> str | None:
