@@ -19,6 +19,7 @@ if [ "${1:-}" = --tiny ]; then
     --output runs/tiny/chatsft_checkpoints
   $python train/ghostvis_grpo.py --source runs/tiny/chatsft_checkpoints \
     --data runs/tiny_sources/questions/train.jsonl \
+    --held_out runs/tiny_sources/held_out/questions.jsonl \
     --num_steps 50 --device_batch_size 16 --llm_lr 3e-5 --output runs/tiny/chatrl_checkpoints
   exit
 fi

@@ -31,7 +31,11 @@ def get_arguments(arguments: list[str]) -> argparse.Namespace:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--data", help="folder or .jsonl file of questions about pictures")
     data.add_argument("--tiny", action="store_true", help="questions about generated shapes")
-    add("--held_out_share", type=float, default=0.1, help="of the pictures of --data")
+    held_out = parser.add_mutually_exclusive_group()
+    held_out.add_argument("--held_out", help="questions about other pictures, as --data")
+    held_out.add_argument(
+        "--held_out_share", type=float, default=0.1, help="else: of the pictures of --data"
+    )
     add("--output", default="chatrl_checkpoints", help="folder for everything that is written")
     add("--num_samples", type=int, default=8, help="answers to each question of a step")
     add("--device_batch_size", type=int, default=4, help="questions of a step")
@@ -77,8 +81,8 @@ def train(settings: argparse.Namespace) -> dict:
     if settings.tiny:
         questions, held_out = shapes_questions(min(model.image_size), settings.seed)
     else:
-        share = settings.held_out_share
-        questions, held_out = read_questions_of(settings.data, share, settings.seed)
+        held_out = settings.held_out or settings.held_out_share
+        questions, held_out = read_questions_of(settings.data, held_out, settings.seed)
     stage.apply(model)
     names = ("num_samples", "temperature", "kl_coef", "clip_epsilon", "max_new_tokens", "updates")
     options = {name: getattr(settings, name) for name in names}

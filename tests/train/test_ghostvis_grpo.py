@@ -118,3 +118,17 @@ def test_both_sides_of_the_data_must_have_questions(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match="both must have some"):
         grpo_run.read_questions_of(str(tmp_path / "rows.jsonl"), 0.5)
+
+
+def test_held_out_questions_of_their_own(tmp_path):
+    for name, number in (("learn", 3), ("held_out", 2)):
+        rows = [{"question": f"{name} {k}?", "answer": "a"} for k in range(number)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("learn", "held_out")]
+    sides = grpo_run.read_questions_of(*files)
+    asked = [[sample["messages"][0]["content"] for sample in side] for side in sides]
+    assert asked == [["learn 0?", "learn 1?", "learn 2?"], ["held_out 0?", "held_out 1?"]]
+    settings = script().get_arguments(["--source=x", f"--data={files[0]}", "--held_out=y"])
+    assert settings.held_out == "y"
+    with pytest.raises(SystemExit):
+        script().get_arguments(["--source=x", "--data=y", "--held_out=z", "--held_out_share=0.5"])

@@ -48,21 +48,25 @@ def shapes_questions(image_size: int, seed: int = 0) -> tuple[list, list]:
     )
 
 
-def read_questions_of(data: str, held_out_share: float, seed: int = 0) -> tuple[list, list]:
+def read_questions_of(data: str, held_out: str | float, seed: int = 0) -> tuple[list, list]:
     """Return questions of a data set: (to learn, held out), one a sample, of different pictures.
 
     Args:
         data: See `read_samples`.
-        held_out_share: Share of the pictures to hold out.
+        held_out: Share of the pictures to hold out, or another data set.
         seed: Another one holds out other pictures.
 
     Raises:
-        ValueError: if the data cannot be read, or one side would be empty.
+        ValueError: if data cannot be read, or one side would be empty.
     """
-    sides = split_by_image(read_samples(data), held_out_share, seed)
+    samples = read_samples(data)
+    if isinstance(held_out, str):
+        sides = samples, read_samples(held_out)
+    else:
+        sides = split_by_image(samples, held_out, seed)
     if not all(sides):
         raise ValueError(
-            f"held_out_share={held_out_share} leaves {len(sides[0])} samples to learn and "
+            f"With {held_out} held out there are {len(sides[0])} samples to learn and "
             f"{len(sides[1])} held out; both must have some."
         )
     return tuple(map(single_questions, sides))
