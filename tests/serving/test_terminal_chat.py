@@ -136,7 +136,7 @@ def test_control_c_stops_the_answer_and_not_the_program(terminal):
     assert int(terminal.match[1]) < 512
     terminal.expect_exact(PROMPT)
     # At the prompt it gives up the line. CPython forgets a signal until the next line if it comes
-    # while readline takes a letter, so ctrl-C follows, as a person's does, when all has been echoed.
+    # while readline takes a letter, so ctrl-C follows, as a person's does, after the echo.
     terminal.send("half a line")
     terminal.expect_exact("half a line")
     time.sleep(1)

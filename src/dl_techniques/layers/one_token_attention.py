@@ -1,4 +1,4 @@
-"""Attention of one token a row to many, as in decoding, without another order of keys and values."""
+"""Attention of one token a row to many, as in decoding, with keys and values as they lie."""
 
 import math
 
@@ -15,7 +15,8 @@ def attend_one_token(query, key, value, mask):
 
     Args:
         query: float[B, 1, num_heads, head_dim].
-        key, value: float[B, S, num_kv_heads, head_dim].
+        key: float[B, S, num_kv_heads, head_dim].
+        value: The same shape.
         mask: bool, broadcastable to [B, num_heads, 1, S], or None.
     """
     batch, length, num_kv_heads, head_dim = key.shape
