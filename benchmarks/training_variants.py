@@ -1,10 +1,10 @@
-"""The demo in a small form, trained in several ways: how many held-out questions each answers.
+"""The demo, trained in several ways: how many held-out questions each answers.
 
     KERAS_BACKEND=jax python benchmarks/training_variants.py [NAME ...]
 
-Precisions are measured on the demo's own settings; the other rows have AdamW, and the same number
-of steps: one stage of half of them and another, which is AdamW again, or adapters on rounded
-kernels.
+Precisions have the demo's own settings. The other rows are a smaller form of it, with AdamW, and
+the same number of steps: one stage of half of them and another, which is AdamW again, or adapters
+on rounded kernels.
 """
 
 import json
@@ -18,7 +18,7 @@ HALF = 450
 _ADAMW = {"optimizer": {"type": "adamw", "weight_decay": 0.05}}
 _RATE = {"learning_rates": {"vision": 2e-3, "language": 2e-3, "projection": 2e-3}}
 _SMALL = {"pictures": 6000, "steps": 2 * HALF, "held_out_questions": 2000, "log_every": 200}
-_BASE = {**_ADAMW, **_RATE, "stages": [{"name": "base", "steps": HALF}]}
+_BASE = {**_SMALL, **_ADAMW, **_RATE, "stages": [{"name": "base", "steps": HALF}]}
 _LORA = {
     "name": "adapters",
     "steps": HALF,
@@ -30,8 +30,8 @@ VARIANTS = {
     "mixed_bfloat16": {"precision": "mixed_bfloat16"},
     "mixed_float16": {"precision": "mixed_float16"},
     "adamw": {**_BASE, "stages": [*_BASE["stages"], {"name": "more", "steps": HALF}]},
-    "ema": {**_ADAMW, **_RATE, "ema_decay": 0.99},
-    "muon": {},
+    "ema": {**_SMALL, **_ADAMW, **_RATE, "ema_decay": 0.99},
+    "muon": _SMALL,
     "int8 + lora": {**_BASE, "stages": [*_BASE["stages"], _LORA]},
 }
 
@@ -40,7 +40,7 @@ def run(name: str, folder: str) -> None:
     from dl_techniques.training.recipes import get_recipe
     from dl_techniques.training.run import run_training
 
-    run_training({**get_recipe("demo"), **_SMALL, **VARIANTS[name], "output_dir": folder})
+    run_training({**get_recipe("demo"), **VARIANTS[name], "output_dir": folder})
 
 
 def main() -> None:

@@ -233,14 +233,15 @@ def test_whoever_joins_needs_no_new_programs(chat):
     assert chat.generation_stats()["compilations"] == before
 
 
-def test_steps_end_where_the_first_row_ends(chat):
+def test_a_row_that_ends_does_not_stop_the_others(chat):
     rolling = RollingBatch(chat.generation_engine(), 2)
     row = row_of(chat, [user("what?")])
     long, short = (join(chat, rolling, row, request(n, stop_ids=())) for n in (12, 3))
     rolling.advance()
-    assert short.ended and len(short.ids) == len(long.ids) == 3
+    assert short.ended and len(short.ids) == 3 and len(long.ids) == 1 + STEPS
     rolling.advance()
-    assert len(long.ids) == 3 + STEPS and len(short.ids) == 3
+    rolling.advance()
+    assert long.ended and len(long.ids) == 12 and len(short.ids) == 3
 
 
 def test_what_cannot_join(chat):

@@ -23,6 +23,10 @@ def pad_to(array: np.ndarray, size: int, axis: int, value=0, before: bool = Fals
     missing = size - array.shape[axis]
     if missing == 0:
         return array
-    widths = [(0, 0)] * array.ndim
-    widths[axis] = (missing, 0) if before else (0, missing)
-    return np.pad(array, widths, constant_values=value)
+    shape = list(array.shape)
+    shape[axis] = size
+    padded = np.full(shape, value, array.dtype)  # np.pad takes ten times as long.
+    place = [slice(None)] * array.ndim
+    place[axis] = slice(missing, None) if before else slice(array.shape[axis])
+    padded[tuple(place)] = array
+    return padded

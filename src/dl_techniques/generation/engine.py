@@ -58,7 +58,8 @@ class Engine:
         """Return float[N, T, D] for float32[N, H, W, 3]."""
         number = len(images)
         padded = pad_to(np.asarray(images, "float32"), bucket(number), 0)
-        return self.programs.encode(padded)[:number]
+        encoded = self.programs.encode(padded)
+        return encoded if len(padded) == number else encoded[:number]
 
     def vision_embeds(self, inputs: dict):
         """Return float[B, I, T, D] of the images of a batch, or None."""

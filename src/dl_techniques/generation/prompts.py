@@ -174,26 +174,17 @@ def _positions(model, batch) -> int:
 
 def _image_rows(prompts, embeds, slots):
     """Return float[B, slots, T, D]: the tiles of each prompt's images, zeros behind."""
-    tiles = (
-        ops.concatenate(list(embeds.values())) if len(embeds) > 1 else next(iter(embeds.values()))
-    )
-    ends = np.cumsum([len(encoded) for encoded in embeds.values()])
-    places = {
-        digest: range(end - len(encoded), end)
-        for end, (digest, encoded) in zip(ends, embeds.items(), strict=True)
-    }
-    rows = np.full((len(prompts), slots), -1)
+    one = next(iter(embeds.values()))
+    rows = np.zeros((len(prompts), slots, *one.shape[1:]), one.dtype)
     for row, prompt in zip(rows, prompts, strict=True):
-        own = [place for digest in prompt.digests for place in places[digest]]
-        row[: len(own)] = own
-    found = ops.take(tiles, np.maximum(rows, 0), axis=0)
-    if (rows >= 0).all():
-        return found
-    return ops.where(rows[..., None, None] >= 0, found, ops.zeros_like(found))
+        own = (tile for digest in prompt.digests for tile in embeds[digest])
+        for place, tile in enumerate(own):
+            row[place] = tile
+    return rows
 
 
 def _encoded_images(engine, model, prompts, vision_cache):
-    """Return digest -> float[n, T, D], of an image's n tiles."""
+    """Return digest -> float[n, T, D] in NumPy, of an image's n tiles."""
     sources = {
         digest: image
         for prompt in prompts
@@ -208,7 +199,7 @@ def _encoded_images(engine, model, prompts, vision_cache):
     missing = [digest for digest in sources if digest not in found]
     if missing:
         tiles = [model.processor.preprocess_tiles(sources[digest]) for digest in missing]
-        encoded = engine.encode(np.concatenate(tiles))
+        encoded = ops.convert_to_numpy(engine.encode(np.concatenate(tiles)))
         ends = np.cumsum([len(pixels) for pixels in tiles])
         for digest, end, pixels in zip(missing, ends, tiles, strict=True):
             found[digest] = encoded[end - len(pixels) : end]

@@ -140,7 +140,7 @@ class RollingBatch:
         return _kept({**state, "cache": reading.cache, "mask": reading.mask})
 
     def advance(self) -> None:
-        """Choose the next tokens of all rows, up to `STEPS`, and no more than one of them needs."""
+        """Choose up to `STEPS` next tokens of all rows; of a row that ends, no more are read."""
         going = [seat for seat in self.seats if not seat.ended]
         if not going:
             return
@@ -151,7 +151,7 @@ class RollingBatch:
         state = {**self._state, "ended": ended, **_room_for_news(batch, STEPS, choice)}
         if not choice.penalises:
             state.pop("held", None)
-        limit = min(STEPS, *(seat.remaining for seat in going))
+        limit = min(STEPS, max(seat.remaining for seat in going))
         done, state = self._engine.programs.decode(
             state, np.int32(0), np.int32(limit), start, options, choice
         )

@@ -1,16 +1,18 @@
 """Session: one conversation whose cache is kept, so that a turn reads only what is new."""
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import keras
 import numpy as np
 from keras import ops
 
 from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.engine import TOKEN_BUCKET, CacheState
 from dl_techniques.generation.prompts import Prompt
-from dl_techniques.generation.vision_cache import bytes_of
 
 Span = tuple[int, int, str]
 
@@ -131,7 +133,7 @@ class Session:
         self._slots = turn.slots + list(range(start - read, start + len(new_ids)))
         self._cache = cache
         self._capacity = cache[0][0].shape[1]
-        self.nbytes = sum(bytes_of(x) for block in cache for x in block)
+        self.nbytes = sum(_bytes_of(x) for block in cache for x in block)
 
     def _shared(self, prompt, spans, crosses) -> int:
         """Return how many tokens of the prompt the cache holds."""
@@ -206,3 +208,13 @@ def _common_length(ids: list[int], others: list[int], most: int) -> int:
         return most
     pairs = zip(ids, others, strict=False)
     return next(place for place, (one, other) in enumerate(pairs) if one != other)
+
+
+def _bytes_of(tensor) -> int:
+    return math.prod(tensor.shape) * _bytes_of_type(tensor.dtype)
+
+
+@functools.cache
+def _bytes_of_type(dtype) -> int:
+    name = keras.backend.standardize_dtype(dtype)
+    return 1 if name == "bool" else int(name.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8

@@ -27,6 +27,8 @@ class TextStream:
         self._stop_ids = frozenset(stop_ids)
         self._stop_strings = tuple(stop_strings)
         self._ids: list[int] = []
+        # Each read decodes only what came since the last but one that ended with a character.
+        self._settled, self._window, self._settled_ids = "", 0, 0
         self._given = ""
         self.ended = False
 
@@ -62,7 +64,12 @@ class TextStream:
 
     def _read(self):
         ends = bool(self._ids) and self._ids[-1] in self._stop_ids
-        return self._decode(self._ids[:-1] if ends else self._ids).lstrip()
+        ids = self._ids[:-1] if ends else self._ids
+        known = self._decode(ids[self._window : self._settled_ids])
+        text = self._settled + self._decode(ids[self._window :])[len(known) :]
+        if not text.endswith(UNFINISHED):
+            self._settled, self._window, self._settled_ids = text, self._settled_ids, len(ids)
+        return text.lstrip()
 
     def _cut(self, text):
         found = [text.find(stop) for stop in self._stop_strings if stop in text]

@@ -1,6 +1,5 @@
 """VisionCache: embeddings of images that were encoded before."""
 
-import functools
 import hashlib
 import json
 import math
@@ -9,7 +8,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -39,7 +37,7 @@ class VisionCache:
         self._bytes = self._hits = self._misses = 0
 
     def get(self, key: str):
-        """Return float[n, T, D], the embeddings of an image's n tiles, or None."""
+        """Return float[n, T, D] in NumPy, the embeddings of an image's n tiles, or None."""
         found = self._entries.get(key)
         if found is None:
             self._misses += 1
@@ -49,16 +47,14 @@ class VisionCache:
         return found
 
     def put(self, key: str, embeds) -> None:
-        """Keep float[n, T, D] under a key."""
-        size = bytes_of(embeds)
-        if key in self._entries or size > self.max_bytes:
+        """Keep float[n, T, D] in NumPy under a key."""
+        if key in self._entries or embeds.nbytes > self.max_bytes:
             return
-        # On PyTorch a row of a batch would keep the whole batch in memory.
-        self._entries[key] = ops.copy(embeds)
-        self._bytes += size
+        self._entries[key] = embeds.copy()  # A row of a batch would keep all of it in memory.
+        self._bytes += embeds.nbytes
         while self._bytes > self.max_bytes:
             _, oldest = self._entries.popitem(last=False)
-            self._bytes -= bytes_of(oldest)
+            self._bytes -= oldest.nbytes
 
     def stats(self) -> dict[str, int]:
         """Return `hits`, `misses`, `entries`, `bytes` and `max_bytes`."""
@@ -123,14 +119,3 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         hashed.update(len(part).to_bytes(8, "little") + part)
     return hashed.hexdigest()
-
-
-def bytes_of(embeds) -> int:
-    """Return the size of a tensor in bytes."""
-    return math.prod(embeds.shape) * _bytes_of_type(embeds.dtype)
-
-
-@functools.cache
-def _bytes_of_type(dtype) -> int:
-    name = keras.backend.standardize_dtype(dtype)
-    return 1 if name == "bool" else int(name.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
