@@ -105,8 +105,20 @@ def memory(
     """Measure the peak memory of a training step, up to the batch that does not fit."""
     from dl_techniques.training.bench import BenchSettings, memory_header, memory_line
 
+    # The second step has everything that later ones have.
     settings = BenchSettings(
-        "memory", model, 1, length, images, precision, optimizer, chunk_size, remat, train
+        "memory",
+        model,
+        1,
+        length,
+        images,
+        precision,
+        optimizer,
+        chunk_size,
+        remat,
+        train,
+        steps=1,
+        warm_up=1,
     )
     _bench(settings, batch_sizes, limit_gb, json_file, memory_header(), memory_line)
 
