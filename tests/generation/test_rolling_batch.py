@@ -227,10 +227,29 @@ def test_what_a_row_left_with_is_its_own(chat):
 def test_whoever_joins_needs_no_new_programs(chat):
     work = [(row_of(chat, [user("abc"[:n])]), request(12, stop_ids=())) for n in (1, 2, 3, 2)]
     run_schedule(chat, 3, work, [0, 0, 0, 0])
-    before = chat.generation_stats()["compilations"]
     run_schedule(chat, 3, work, [0, 1, 1, 3])
+    before = chat.generation_stats()["compilations"]
+    run_schedule(chat, 3, work, [0, 0, 3, 9])
     run_schedule(chat, 3, work[::-1], [0, 0, 2, 2])
     assert chat.generation_stats()["compilations"] == before
+
+
+def test_a_batch_has_few_more_rows_than_seats(chat):
+    rolling, row = RollingBatch(chat.generation_engine(), 20), row_of(chat, [user("what?")])
+    sizes, seats = [], []
+    for count in (1, 2, 5, 20):
+        while len(seats) < count:
+            seats.append(join(chat, rolling, row, request(64, stop_ids=())))
+        rolling.advance()
+        sizes.append(rolling._state["token"].shape[0])
+    for count in (17, 16, 4, 3, 1):
+        rolling.leave([seats.pop(len(seats) // 2) for _ in range(len(seats) - count)])
+        rolling.advance()
+        sizes.append(rolling._state["token"].shape[0])
+    assert sizes == [1, 4, 16, 20, 20, 16, 4, 4, 1]
+    while not seats[0].ended:
+        rolling.advance()
+    assert_alone(chat, seats[0], row)
 
 
 def test_a_row_that_ends_does_not_stop_the_others(chat):

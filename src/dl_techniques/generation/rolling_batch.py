@@ -69,10 +69,10 @@ class Seat:
 
 
 class RollingBatch:
-    """A batch of one row, or of `rows`; larger or smaller as rows join and leave.
+    """A batch of 1, 4, 16, ... or `rows` rows; larger or smaller as rows join and leave.
 
-    A row's tokens are those that it gets alone. All shapes are buckets: at most two numbers of
-    rows, and the slots of the longest row. Every method must be called from one thread.
+    A row's tokens are those that it gets alone. All shapes are buckets: few numbers of rows, and
+    the slots of the longest row. Every method must be called from one thread.
 
     Args:
         engine: Runs the programs.
@@ -114,16 +114,15 @@ class RollingBatch:
         state = self._begun(reading, seats)
         self._engine.statistics.add_prefill(reading.inputs["attention_mask"].sum(), reading.began)
         if self.seats:
-            self._make_room(state)
-            free = sorted(set(range(self._rows)) - {seat.row for seat in self.seats})[:rows]
+            self._make_room(state, rows)
+            taken = {seat.row for seat in self.seats}
+            free = [row for row in range(self._batch) if row not in taken][:rows]
             for seat, row in zip(seats, free, strict=True):
                 seat.row = row
             places = free + free[:1] * (len(reading.logits) - rows)
             state = self._engine.programs.put_rows(self._state, state, np.array(places, "int32"))
         self._state = state
         self.seats += seats
-        if len(self.seats) > 1:
-            self._arrange(self._rows, self._slots)
         return seats
 
     def _begun(self, reading, seats):
@@ -144,7 +143,8 @@ class RollingBatch:
         going = [seat for seat in self.seats if not seat.ended]
         if not going:
             return
-        batch = self._state["token"].shape[0]
+        self._arrange(self._size(len(self.seats)), self._slots)
+        batch = self._batch
         start, options, choice = _arguments(self.seats, batch)
         ended = np.ones(batch, bool)
         ended[[seat.row for seat in going]] = False
@@ -165,13 +165,22 @@ class RollingBatch:
             self.seats.remove(seat)
         if not self.seats:
             self._state = {}
-        elif len(self.seats) == 1:
-            self._arrange(1, self._slots)
         return caches
+
+    @property
+    def _batch(self):
+        return self._state["mask"].shape[0]
 
     @property
     def _slots(self):
         return self._state["mask"].shape[1]
+
+    def _size(self, rows):
+        """Return the number of rows of a batch for at least so many."""
+        size = 1
+        while size < rows:
+            size *= 4
+        return min(size, self._rows)
 
     def _row_caches(self, seats):
         """Return copies of rows' caches, each as long as it is used."""
@@ -188,12 +197,13 @@ class RollingBatch:
                 caches.update(zip(some, taken, strict=True))
         return [caches[seat] for seat in seats]
 
-    def _make_room(self, rows):
-        """Give the batch all its rows, and at least the slots and whatever else others have."""
-        self._arrange(self._rows, max(self._slots, rows["mask"].shape[1]))
-        if "held" in rows and "held" not in self._state:
-            self._state["held"] = np.zeros((self._rows, rows["held"].shape[1]), bool)
-        cache = zip(self._state["cache"], rows["cache"], strict=True)
+    def _make_room(self, others, rows):
+        """Give the batch room for more rows: the slots and whatever else these others have."""
+        size = self._size(len(self.seats) + rows)
+        self._arrange(max(size, self._batch), max(self._slots, others["mask"].shape[1]))
+        if "held" in others and "held" not in self._state:
+            self._state["held"] = np.zeros((self._batch, others["held"].shape[1]), bool)
+        cache = zip(self._state["cache"], others["cache"], strict=True)
         self._state["cache"] = [_with_context(block, other) for block, other in cache]
 
     def _arrange(self, batch, slots):
