@@ -47,10 +47,12 @@ class VisionCache:
         return found
 
     def put(self, key: str, embeds) -> None:
-        """Keep float[n, T, D] in NumPy under a key."""
+        """Keep float[n, T, D] under a key."""
+        # A copy, as a row of a batch would keep all of the batch in memory.
+        embeds = np.array(ops.convert_to_numpy(embeds))
         if key in self._entries or embeds.nbytes > self.max_bytes:
             return
-        self._entries[key] = embeds.copy()  # A row of a batch would keep all of it in memory.
+        self._entries[key] = embeds
         self._bytes += embeds.nbytes
         while self._bytes > self.max_bytes:
             _, oldest = self._entries.popitem(last=False)
