@@ -4,7 +4,7 @@ from keras import ops
 from tiny_models import run
 
 from dl_techniques.layers import GroupedQueryAttention, attention
-from dl_techniques.layers.one_token_attention import attend_one_token
+from dl_techniques.layers.one_token_attention import MOST_HEADS, attend_one_token
 
 
 def _arrays(num_heads, num_kv_heads, batch=3, seen=7, head_dim=4):
@@ -32,20 +32,20 @@ def test_equals_attention_by_hand(num_heads, num_kv_heads, rows_heads):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_layer_takes_it_for_one_token_of_several_rows(monkeypatch):
-    layer = GroupedQueryAttention(16, 4, 2)
-    layer.build((None, None, 16))
+def test_layer_takes_it_for_one_token_of_several_rows_and_few_heads(monkeypatch):
     seen = []
 
     def noted(query, *args):
-        seen.append(query.shape[:2])
+        seen.append(query.shape)
         return attend_one_token(query, *args)
 
     monkeypatch.setattr(attention, "attend_one_token", noted)
     monkeypatch.setattr(attention, "_jax_platform", lambda: "cpu")
-    for batch, length in ((2, 1), (1, 1), (2, 3)):
-        x = ops.ones((batch, length, 16))
-        cache = (ops.zeros((batch, 8, 2, 4)),) * 2
+    for batch, length, heads in ((2, 1, 2), (1, 1, 2), (2, 3, 2), (2, 1, MOST_HEADS + 1)):
+        layer = GroupedQueryAttention(4 * heads, 2 * heads, heads, 4)
+        layer.build((None, None, 4 * heads))
+        cache = (ops.zeros((batch, 8, heads, 4)),) * 2
         mask = ops.ones((batch, 1, length, 8), dtype="bool")
+        x = ops.ones((batch, length, 4 * heads))
         layer(x, attention_mask=mask, cache=cache, cache_index=0)
-    assert seen == [(2, 1)]
+    assert seen == [(2, 1, 4, 4)]

@@ -199,8 +199,8 @@ class RollingBatch:
 
     def _make_room(self, others, rows):
         """Give the batch room for more rows: the slots and whatever else these others have."""
-        size = self._size(len(self.seats) + rows)
-        self._arrange(max(size, self._batch), max(self._slots, others["mask"].shape[1]))
+        slots = max(self._slots, others["mask"].shape[1])
+        self._arrange(self._size(len(self.seats) + rows), slots)
         if "held" in others and "held" not in self._state:
             self._state["held"] = np.zeros((self._batch, others["held"].shape[1]), bool)
         cache = zip(self._state["cache"], others["cache"], strict=True)

@@ -7,7 +7,7 @@ from keras import ops
 
 from dl_techniques.layers.cache_slots import write_slots
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register, require_divisible
-from dl_techniques.layers.one_token_attention import attend_one_token
+from dl_techniques.layers.one_token_attention import MOST_HEADS, attend_one_token
 from dl_techniques.layers.rotary_embedding import RotaryEmbedding
 
 
@@ -178,7 +178,7 @@ class GroupedQueryAttention(ConfiguredLayer):
     def _attend(self, query, key, value, mask, training):
         if (training and self.dropout) or _lacks_library_attention(query.dtype):
             out = self._attend_explicitly(query, key, value, mask, training)
-        elif query.shape[1] == 1 and _moves_caches(query):
+        elif query.shape[1] == 1 and self.num_kv_heads <= MOST_HEADS and _moves_heads(query):
             out = attend_one_token(query, key, value, mask)
         else:
             if self.num_kv_heads == 1:
@@ -241,8 +241,8 @@ def _lacks_library_attention(dtype) -> bool:
     return _jax_platform() == "cpu" and keras.backend.standardize_dtype(dtype) == "float16"
 
 
-def _moves_caches(query) -> bool:
-    # A single row is read as it lies; the library's products of reduced types are more exact.
+def _moves_heads(query) -> bool:
+    # Heads of a single row are read as they lie; the products of reduced types are more exact.
     dtype = keras.backend.standardize_dtype(query.dtype)
     return _jax_platform() == "cpu" and dtype == "float32" and query.shape[0] != 1
 

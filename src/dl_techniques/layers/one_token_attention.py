@@ -4,6 +4,9 @@ import math
 
 from keras import ops
 
+# With more key-value heads the zeros take as long as another order.
+MOST_HEADS = 16
+
 
 def attend_one_token(query, key, value, mask):
     """Return float[B, 1, num_heads, head_dim], as `ops.dot_product_attention` does.
@@ -11,7 +14,7 @@ def attend_one_token(query, key, value, mask):
     XLA's products on CPUs want the keys of one head as one matrix, and copy all of
     [B, S, num_kv_heads, head_dim] into that order at every step. Here a row's heads stay side by
     side in one matrix [S, num_kv_heads * head_dim], and a query has zeros in the channels of other
-    heads: more arithmetic, but of the kind that waits for memory.
+    heads: more arithmetic, but where heads are few it waits for memory.
 
     Args:
         query: float[B, 1, num_heads, head_dim].
