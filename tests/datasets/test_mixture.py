@@ -221,6 +221,13 @@ def test_exhausted_sources_leave_their_share_to_the_rest(caplog):
     ]
 
 
+def test_the_end_of_a_single_source_is_no_news(caplog):
+    caplog.set_level(logging.INFO, logger="dl_techniques")
+    run = Mixture({"short": 1.0}, epochs=1).start({"short": 3})
+    draw(run, 3)
+    assert run.shares()["short"]["drawn"] == 3 and not caplog.records
+
+
 def test_the_end(caplog):
     caplog.set_level(logging.INFO, logger="dl_techniques")
     run = Mixture({**SHARES, "unused": 0}, epochs=2).start({**LENGTHS, "unused": 7})

@@ -74,6 +74,17 @@ def test_nothing_of_a_stop_string_is_shown():
     assert "".join(pieces_of("a Ques", [END], ["Question:"])) == "a Ques"
 
 
+def test_tokens_whose_text_depends_on_the_one_before():
+    words = [" a", " b", "c", " d"]
+
+    def without_blank(ids):  # As SentencePiece, whose texts begin without a blank.
+        return "".join(words[token] for token in ids).removeprefix(" ")
+
+    stream = TextStream(without_blank)
+    pieces = [stream.push([token]) for token in (0, 1, 2, 3, 0)]
+    assert pieces == ["a", " b", "c", " d", " a"]
+
+
 def test_length_is_that_of_the_ids_up_to_the_stop_string():
     stream = TextStream(decode, (), ["cd"])
     stream.push(b"abcdef")

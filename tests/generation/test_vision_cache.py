@@ -20,6 +20,18 @@ def embedding(value, dtype="float32"):
     return ops.full((4, 4), value, dtype=dtype)
 
 
+def test_an_entry_keeps_nothing_else_in_memory():
+    cache, batch = VisionCache(1000), np.ones((8, 4, 4), "float32")
+    cache.put("a", batch[:1])
+    batch[:] = 0
+    assert cache.get("a").all() and cache.get("a").base is None
+
+
+def test_a_padded_number_of_images(chat):
+    images = np.zeros((5, 32, 32, 3), "float32")
+    assert chat.generation_engine().encode(images).shape[0] == 5
+
+
 @pytest.fixture
 def cached(chat, monkeypatch):
     """The shared model with a cache, and the counts of its programs' calls."""

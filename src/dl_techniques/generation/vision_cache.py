@@ -48,8 +48,8 @@ class VisionCache:
 
     def put(self, key: str, embeds) -> None:
         """Keep float[n, T, D] under a key."""
-        # A copy, as a row of a batch would keep all of the batch in memory.
-        embeds = np.array(ops.convert_to_numpy(embeds))
+        # This copies: a row of a batch would keep all of the batch in memory.
+        embeds = ops.convert_to_numpy(embeds)
         if key in self._entries or embeds.nbytes > self.max_bytes:
             return
         self._entries[key] = embeds
