@@ -49,14 +49,18 @@ def run(folder: pathlib.Path, steps: int) -> None:
 
 
 def start(folder: pathlib.Path, steps: int) -> subprocess.Popen:
-    """Start the process, and wait until it has taken some steps."""
-    process = subprocess.Popen(
+    """Start the process."""
+    return subprocess.Popen(
         [sys.executable, __file__, "run", folder, str(steps)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    seen = []
+
+
+def start_training(folder: pathlib.Path, steps: int) -> subprocess.Popen:
+    """Start the process, and wait until it has taken some steps."""
+    process, seen = start(folder, steps), []
     for line in process.stdout:
         seen.append(line)
         if line == "trains\n":
@@ -75,7 +79,7 @@ def kill_again_and_again(folder: pathlib.Path, steps: int, kills: int, longest: 
     moments = random.Random(0)
     found = []
     for _ in range(kills):
-        process = start(folder, steps)
+        process = start_training(folder, steps)
         time.sleep(moments.uniform(0.0, longest))
         process.kill()
         process.communicate()
