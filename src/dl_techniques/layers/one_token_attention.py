@@ -29,8 +29,7 @@ def attend_one_token(query, key, value, mask):
     query = ops.expand_dims(ops.reshape(query / math.sqrt(head_dim), (*shape[:3], head_dim)), 3)
     query = ops.reshape(query * is_own, (batch, num_heads, -1))
     key, value = (ops.reshape(x, (batch, length, -1)) for x in (key, value))
-    # The keys go first: XLA's product is faster so, and turning the scores around is cheap.
-    scores = ops.transpose(ops.einsum("bsc,bnc->bsn", key, query), (0, 2, 1))
+    scores = ops.einsum("bnc,bsc->bns", query, key)
     if mask is not None:
         scores = ops.where(mask[:, :, 0], scores, -1e30)
     out = ops.einsum("bns,bsc->bnc", ops.softmax(scores, axis=-1), value)
