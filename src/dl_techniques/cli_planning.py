@@ -105,20 +105,8 @@ def memory(
     """Measure the peak memory of a training step, up to the batch that does not fit."""
     from dl_techniques.training.bench import BenchSettings, memory_header, memory_line
 
-    # The second step has everything that later ones have.
     settings = BenchSettings(
-        "memory",
-        model,
-        1,
-        length,
-        images,
-        precision,
-        optimizer,
-        chunk_size,
-        remat,
-        train,
-        steps=1,
-        warm_up=1,
+        "memory", model, 1, length, images, precision, optimizer, chunk_size, remat, train
     )
     _bench(settings, batch_sizes, limit_gb, json_file, memory_header(), memory_line)
 
@@ -154,6 +142,7 @@ def bench_train(
         remat,
         train,
         steps=steps,
+        warm_up=2,
         peak_tflops=peak_tflops,
     )
     _bench(settings, batch_sizes, limit_gb, json_file, train_header(), train_line)

@@ -49,3 +49,18 @@ def test_layer_takes_it_for_one_token_of_several_rows_and_few_heads(monkeypatch)
         x = ops.ones((batch, length, 4 * heads))
         layer(x, attention_mask=mask, cache=cache, cache_index=0)
     assert seen == [(2, 1, 4, 4)]
+
+
+def test_a_row_that_sees_nothing_gives_zeros():
+    layer = GroupedQueryAttention(16, 4, 2)
+    layer.build((None, None, 16))
+    x = np.random.default_rng(0).standard_normal((2, 1, 16)).astype("float32")
+    cache = np.ones((2, 8, 2, 4), "float32")
+    mask = np.ones((2, 1, 1, 8), bool)
+    mask[1] = False
+
+    def call(x, cache, mask):
+        return layer(x, attention_mask=mask, cache=(cache, cache), cache_index=3)[0]
+
+    out = run(call, x, cache, mask)
+    assert np.abs(out[0]).max() > 0.01 and not out[1].any()

@@ -25,7 +25,7 @@ def pad_to(array: np.ndarray, size: int, axis: int, value=0, before: bool = Fals
         return array
     shape = list(array.shape)
     shape[axis] = size
-    padded = np.full(shape, value, array.dtype)  # np.pad takes ten times as long.
+    padded = np.full(shape, value, array.dtype)  # np.pad takes many times as long.
     place = [slice(None)] * array.ndim
     place[axis] = slice(missing, None) if before else slice(array.shape[axis])
     padded[tuple(place)] = array

@@ -178,7 +178,7 @@ class GroupedQueryAttention(ConfiguredLayer):
     def _attend(self, query, key, value, mask, training):
         if (training and self.dropout) or _lacks_library_attention(query.dtype):
             out = self._attend_explicitly(query, key, value, mask, training)
-        elif query.shape[1] == 1 and self.num_kv_heads <= MOST_HEADS and _moves_heads(query):
+        elif _is_faster_by_row(query, key):
             out = attend_one_token(query, key, value, mask)
         else:
             if self.num_kv_heads == 1:
@@ -241,10 +241,11 @@ def _lacks_library_attention(dtype) -> bool:
     return _jax_platform() == "cpu" and keras.backend.standardize_dtype(dtype) == "float16"
 
 
-def _moves_heads(query) -> bool:
-    # Heads of a single row are read as they lie; the products of reduced types are more exact.
-    dtype = keras.backend.standardize_dtype(query.dtype)
-    return _jax_platform() == "cpu" and dtype == "float32" and query.shape[0] != 1
+def _is_faster_by_row(query, key) -> bool:
+    if _jax_platform() != "cpu" or query.shape[1] != 1 or key.shape[2] > MOST_HEADS:
+        return False
+    # The heads of a single row are read as they lie; products of reduced types are more exact.
+    return query.shape[0] != 1 and keras.backend.standardize_dtype(query.dtype) == "float32"
 
 
 def _jax_platform() -> str | None:

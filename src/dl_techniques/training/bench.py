@@ -28,7 +28,7 @@ class BenchSettings:
 
     Attributes:
         kind: "memory" or "train".
-        steps: Steps after the first ones.
+        steps: Steps after the first ones; one has all that a peak is made of.
         warm_up: First steps that do not count, at least the one that compiles.
         peak_tflops: What the device can do at most, in TFLOP/s; None: `peak_flops_per_second`.
     """
@@ -43,8 +43,8 @@ class BenchSettings:
     chunk_size: int | None = None
     remat: bool | None = None
     trainable: list[str] | None = None
-    steps: int = 3
-    warm_up: int = 2
+    steps: int = 1
+    warm_up: int = 1
     peak_tflops: float | None = None
 
 
