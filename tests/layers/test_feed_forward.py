@@ -1,6 +1,7 @@
 import numpy as np
 import numpy_reference as reference
 import pytest
+from only_on import only_on
 from tiny_models import fill, numpy, run
 
 from dl_techniques.layers import MLP, SwiGLU
@@ -42,6 +43,22 @@ def test_dropout_acts_after_both_parts_and_only_in_training(kind):
     assert stays.std() > 0.01
     error = np.abs(dropped.mean(0) - expected[0])
     assert (error <= 5 * dropped.std(0) / np.sqrt(2000) + 1e-5).all()
+
+
+@only_on("jax")
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu"])
+def test_only_what_the_products_need_is_kept_for_the_gradient(activation):
+    import jax
+
+    layer = _built(MLP(8, 12, activation))
+    values = [v.value for v in layer.trainable_variables]
+
+    def out(values, x):
+        return layer.stateless_call(values, [], x)[0].sum()
+
+    kept = jax.eval_shape(lambda *args: jax.vjp(out, *args)[1], values, X)
+    wide = [x for x in jax.tree.leaves(kept) if x.shape == (2, 3, 12)]
+    assert len(wide) == 2  # What goes into the activation and what comes out.
 
 
 def test_unknown_activation():

@@ -7,7 +7,12 @@ from keras import ops
 from only_on import only_on
 from part_models import apply, full, model_with, state, values
 
-from dl_techniques.optimization import AdamW, ComponentOptimizer, learning_rate_schedule_builder
+from dl_techniques.optimization import (
+    AdamW,
+    ComponentOptimizer,
+    gradient_ops,
+    learning_rate_schedule_builder,
+)
 
 LossScaleOptimizer = keras.optimizers.LossScaleOptimizer
 BACKEND = keras.backend.backend()
@@ -117,8 +122,15 @@ def fit(optimizer, bad_row):
     return model
 
 
+@pytest.fixture(params=[False, True] if BACKEND == "jax" else [False])
+def accelerator(request, monkeypatch):
+    """Whether JAX seems to run on one."""
+    monkeypatch.setattr(gradient_ops, "_on_jax_accelerator", lambda: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_fit_over_a_bad_batch_equals_fit_without_it(accumulation_steps):
+def test_fit_over_a_bad_batch_equals_fit_without_it(accumulation_steps, accelerator):
     optimizers = [make_optimizer(accumulation_steps) for _ in range(2)]
     models = [fit(optimizers[0], None), fit(optimizers[1], 3)]
     without, over = (
@@ -177,6 +189,17 @@ def compiled_step(optimizer, variables):
                 variable.assign(value)
 
     return run
+
+
+@only_on("jax")
+def test_no_loop_makes_the_host_of_an_accelerator_wait(accelerator):
+    import jax
+
+    variables, optimizer = model_with("a", "b").trainable_variables, make_optimizer()
+    optimizer.build(variables)
+    kept, trained = ([v.value for v in group] for group in (optimizer.variables, variables))
+    step = jax.jit(optimizer.stateless_apply).lower(kept, [full(1), full(1)], trained)
+    assert ("while" in step.as_text()) is not accelerator
 
 
 @only_on("jax")

@@ -39,7 +39,7 @@ class BlockRunner:
                 counts.
         """
         named = {} if context is None else {"context": context}
-        shares = _is_traced_by_jax(x)
+        shares = is_traced_by_jax(x)
         if not (shares or self._remats):
             return block(x, *args, **named, training=self._training)
         kept = block.non_trainable_variables
@@ -77,7 +77,8 @@ class BlockRunner:
         return self._programs[kind]
 
 
-def _is_traced_by_jax(x):
+def is_traced_by_jax(x) -> bool:
+    """Return whether x stands for values that JAX will know later."""
     if keras.backend.backend() != "jax":
         return False
     import jax

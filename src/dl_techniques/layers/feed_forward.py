@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from dl_techniques.layers.block_runner import is_traced_by_jax
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
 
 ACTIVATIONS = {
@@ -50,7 +51,7 @@ class MLP(ConfiguredLayer):
         self.fc2.build((*x_shape[:-1], self.mlp_dim))
 
     def call(self, x, training=None):
-        x = ACTIVATIONS[self.activation](self.fc1(x))
+        x = _activated(self.fc1(x), ACTIVATIONS[self.activation])
         if self.dropout:
             x = self.dropout1(x, training=training)
         x = self.fc2(x)
@@ -58,6 +59,11 @@ class MLP(ConfiguredLayer):
 
     def compute_output_shape(self, x_shape):
         return (*x_shape[:-1], self.hidden_dim)
+
+
+def _activated(x, activation):
+    """Return `activation(x)`; of its inside, JAX would keep an array as large for the gradient."""
+    return keras.remat(activation)(x) if is_traced_by_jax(x) else activation(x)
 
 
 @register

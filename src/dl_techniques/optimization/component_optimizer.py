@@ -210,7 +210,9 @@ class ComponentOptimizer(ComponentReadings, keras.optimizers.MultiOptimizer):
         norm = gradient_ops.global_norm([g for g in gradients if g is not None])
         finite = ops.isfinite(norm * weight)
         self._record.count(finite)
-        gradient_ops.run_if(finite, lambda: self._sums.add(gradients, weight), self._sums.variables)
+        gradient_ops.run_where(
+            finite, lambda: self._sums.add(gradients, weight), self._sums.variables
+        )
 
     def _apply_sums_if(self, predicate, variables):
         def update():
@@ -232,7 +234,7 @@ class ComponentOptimizer(ComponentReadings, keras.optimizers.MultiOptimizer):
             self._record.set_norms(norms, total)
             self._move(self._clipped(gradients, total, scale), variables)
 
-        gradient_ops.run_if(finite, update, [*variables, *self.variables])
+        gradient_ops.run_where(finite, update, [*variables, *self.variables])
 
     def _clipped(self, gradients, norm, scale):
         factor = scale

@@ -12,6 +12,14 @@ def _on_torch():
     return keras.backend.backend() == "torch"
 
 
+def _on_jax_accelerator():
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
 def dense_gradients(gradients, variables) -> list:
     """Return one dense tensor per variable: zeros for None, no sparse rows.
 
@@ -150,6 +158,22 @@ def run_if(predicate, update, variables) -> None:
     _, *values = ops.while_loop(lambda todo, *_: todo, updated, (predicate, *present))
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+
+
+def run_where(predicate, update, variables) -> None:
+    """Do as `run_if`, for a predicate that nearly always holds.
+
+    On an accelerator of JAX the update is computed in any case, and each variable's new or old
+    value chosen as it is written: for a loop the host would wait there for all that came before.
+    """
+    if not _on_jax_accelerator():
+        run_if(predicate, update, variables)
+        return
+    present = [v.value for v in variables]
+    with keras.StatelessScope(list(zip(variables, present, strict=True))) as scope:
+        update()
+    for variable, value in zip(variables, present, strict=True):
+        variable.assign(ops.where(predicate, scope.get_current_value(variable), value))
 
 
 def torch_fused_adamw(
