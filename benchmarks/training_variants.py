@@ -37,6 +37,9 @@ VARIANTS = {
 
 
 def run(name: str, folder: str) -> None:
+    from dl_techniques.utils.memory import keep_freed_memory
+
+    keep_freed_memory()
     from dl_techniques.training.recipes import get_recipe
     from dl_techniques.training.run import run_training
 
