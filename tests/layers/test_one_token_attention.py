@@ -40,7 +40,7 @@ def test_layer_takes_it_for_one_token_of_several_rows_and_few_heads(monkeypatch)
         return attend_one_token(query, *args)
 
     monkeypatch.setattr(attention, "attend_one_token", noted)
-    monkeypatch.setattr(attention, "_jax_platform", lambda: "cpu")
+    monkeypatch.setattr(attention, "jax_platform", lambda: "cpu")
     for batch, length, heads in ((2, 1, 2), (1, 1, 2), (2, 3, 2), (2, 1, MOST_HEADS + 1)):
         layer = GroupedQueryAttention(4 * heads, 2 * heads, heads, 4)
         layer.build((None, None, 4 * heads))

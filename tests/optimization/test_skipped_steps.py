@@ -125,7 +125,8 @@ def fit(optimizer, bad_row):
 @pytest.fixture(params=[False, True] if BACKEND == "jax" else [False])
 def accelerator(request, monkeypatch):
     """Whether JAX seems to run on one."""
-    monkeypatch.setattr(gradient_ops, "_on_jax_accelerator", lambda: request.param)
+    if request.param:
+        monkeypatch.setattr(gradient_ops, "jax_platform", lambda: "gpu")
     return request.param
 
 

@@ -9,6 +9,7 @@ from dl_techniques.layers.cache_slots import write_slots
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register, require_divisible
 from dl_techniques.layers.one_token_attention import MOST_HEADS, attend_one_token
 from dl_techniques.layers.rotary_embedding import RotaryEmbedding
+from dl_techniques.utils.jax_queries import jax_platform
 
 
 @register
@@ -233,25 +234,16 @@ def _library_attention(query, key, value, mask):
 
 def _is_flash_on_jax(dtype) -> bool:
     reduced = keras.backend.standardize_dtype(dtype) in ("bfloat16", "float16")
-    return reduced and _jax_platform() == "gpu"
+    return reduced and jax_platform() == "gpu"
 
 
 def _lacks_library_attention(dtype) -> bool:
     # JAX's dot_product_attention asks for a float16 product that XLA does not compile for CPUs.
-    return _jax_platform() == "cpu" and keras.backend.standardize_dtype(dtype) == "float16"
+    return jax_platform() == "cpu" and keras.backend.standardize_dtype(dtype) == "float16"
 
 
 def _is_faster_by_row(query, key) -> bool:
-    if _jax_platform() != "cpu" or query.shape[1] != 1 or key.shape[2] > MOST_HEADS:
+    if jax_platform() != "cpu" or query.shape[1] != 1 or key.shape[2] > MOST_HEADS:
         return False
     # The heads of a single row are read as they lie; products of reduced types are more exact.
     return query.shape[0] != 1 and keras.backend.standardize_dtype(query.dtype) == "float32"
-
-
-def _jax_platform() -> str | None:
-    """Return "cpu", "gpu" or "tpu"; None on another backend."""
-    if keras.backend.backend() != "jax":
-        return None
-    import jax
-
-    return jax.default_backend()

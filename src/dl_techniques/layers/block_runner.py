@@ -6,6 +6,8 @@ import keras
 from keras import ops
 from keras.src.backend import AutocastScope
 
+from dl_techniques.utils.jax_queries import is_traced_by_jax
+
 
 class BlockRunner:
     """Calls blocks one after the other; made anew for each call of their stack.
@@ -75,15 +77,6 @@ class BlockRunner:
             compute = self._pure(block)
             self._programs[kind] = jax.jit(keras.remat(compute) if self._remats else compute)
         return self._programs[kind]
-
-
-def is_traced_by_jax(x) -> bool:
-    """Return whether x stands for values that JAX will know later."""
-    if keras.backend.backend() != "jax":
-        return False
-    import jax
-
-    return isinstance(x, jax.core.Tracer)
 
 
 def _computed_again(compute, x, values, args, named):

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from dl_techniques.layers.block_runner import is_traced_by_jax
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.utils.jax_queries import is_traced_by_jax
 
 ACTIVATIONS = {
     "gelu": lambda x: ops.gelu(x, approximate=False),

@@ -7,17 +7,11 @@ each operation by itself; there the same arithmetic is done in place or by one k
 import keras
 from keras import ops
 
+from dl_techniques.utils.jax_queries import jax_platform
+
 
 def _on_torch():
     return keras.backend.backend() == "torch"
-
-
-def _on_jax_accelerator():
-    if keras.backend.backend() != "jax":
-        return False
-    import jax
-
-    return jax.default_backend() != "cpu"
 
 
 def dense_gradients(gradients, variables) -> list:
@@ -166,7 +160,7 @@ def run_where(predicate, update, variables) -> None:
     On an accelerator of JAX the update is computed in any case, and each variable's new or old
     value chosen as it is written: for a loop the host would wait there for all that came before.
     """
-    if not _on_jax_accelerator():
+    if jax_platform() in (None, "cpu"):
         run_if(predicate, update, variables)
         return
     present = [v.value for v in variables]
