@@ -7,6 +7,7 @@ from keras import ops
 
 from dl_techniques.layers.cache_slots import write_slots
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register, require_divisible
+from dl_techniques.layers.dense import Dense
 from dl_techniques.layers.one_token_attention import MOST_HEADS, attend_one_token
 from dl_techniques.layers.rotary_embedding import RotaryEmbedding
 from dl_techniques.utils.jax_queries import jax_platform
@@ -83,7 +84,7 @@ class GroupedQueryAttention(ConfiguredLayer):
         self.dropout = dropout
 
         def dense(units, use_bias, name):
-            return keras.layers.Dense(units, use_bias=use_bias, name=name, dtype=self.dtype_policy)
+            return Dense(units, use_bias=use_bias, name=name, dtype=self.dtype_policy)
 
         self.q_proj = dense(num_heads * head_dim, use_qkv_bias, "q_proj")
         self.k_proj = dense(num_kv_heads * head_dim, use_qkv_bias, "k_proj")

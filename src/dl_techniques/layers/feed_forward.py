@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.layers.dense import Dense
 from dl_techniques.utils.jax_queries import is_traced_by_jax
 
 ACTIVATIONS = {
@@ -41,8 +42,8 @@ class MLP(ConfiguredLayer):
         self.mlp_dim = mlp_dim
         self.activation = activation
         self.dropout = dropout
-        self.fc1 = keras.layers.Dense(mlp_dim, name="fc1", dtype=self.dtype_policy)
-        self.fc2 = keras.layers.Dense(hidden_dim, name="fc2", dtype=self.dtype_policy)
+        self.fc1 = Dense(mlp_dim, name="fc1", dtype=self.dtype_policy)
+        self.fc2 = Dense(hidden_dim, name="fc2", dtype=self.dtype_policy)
         self.dropout1 = keras.layers.Dropout(dropout, name="dropout1", dtype=self.dtype_policy)
         self.dropout2 = keras.layers.Dropout(dropout, name="dropout2", dtype=self.dtype_policy)
 
@@ -87,7 +88,7 @@ class SwiGLU(ConfiguredLayer):
         self.dropout = dropout
 
         def dense(units, name):
-            return keras.layers.Dense(units, use_bias=False, name=name, dtype=self.dtype_policy)
+            return Dense(units, use_bias=False, name=name, dtype=self.dtype_policy)
 
         self.gate_proj = dense(mlp_dim, "gate_proj")
         self.up_proj = dense(mlp_dim, "up_proj")

@@ -3,6 +3,7 @@
 import keras
 
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.layers.dense import Dense
 from dl_techniques.layers.feed_forward import ACTIVATIONS
 from dl_techniques.layers.pixel_shuffle import PixelShuffle
 
@@ -45,9 +46,7 @@ class ModalityProjection(ConfiguredLayer):
         self.pixel_shuffle = PixelShuffle(
             scale_factor, name="pixel_shuffle", dtype=self.dtype_policy
         )
-        self.proj = keras.layers.Dense(
-            output_dim, use_bias=use_bias, name="proj", dtype=self.dtype_policy
-        )
+        self.proj = Dense(output_dim, use_bias=use_bias, name="proj", dtype=self.dtype_policy)
         self.layer_norm = None
         if use_layer_norm:
             self.layer_norm = keras.layers.LayerNormalization(

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.layers.dense import Dense
 
 
 @register
@@ -52,7 +53,7 @@ class PatchEmbedding(ConfiguredLayer):
         self.grid = (height // patch_size, width // patch_size)
         if min(self.grid) < 1:
             raise ValueError(f"img_size={img_size} is smaller than patch_size={patch_size}.")
-        self.patch_projection = keras.layers.Dense(
+        self.patch_projection = Dense(
             embed_dim, use_bias=use_bias, name="patch_projection", dtype=self.dtype_policy
         )
 

@@ -3,6 +3,7 @@
 import keras
 
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.layers.dense import Dense
 from dl_techniques.layers.feed_forward import ACTIVATIONS
 
 
@@ -55,7 +56,7 @@ class VisionProjector(ConfiguredLayer):
         self.norm_epsilon = norm_epsilon
         widths = [hidden_dim] * (num_layers - 1) + [output_dim]
         self.dense_layers = [
-            keras.layers.Dense(width, use_bias=use_bias, name=f"fc{i}", dtype=self.dtype_policy)
+            Dense(width, use_bias=use_bias, name=f"fc{i}", dtype=self.dtype_policy)
             for i, width in enumerate(widths, start=1)
         ]
         self.dropout_layers = [

@@ -6,6 +6,7 @@ QLoRA: https://arxiv.org/abs/2305.14314.
 import keras
 import numpy as np
 
+from dl_techniques.layers.dense import Dense
 from dl_techniques.models.layer_changes import (
     dense_layers,
     forget_programs,
@@ -99,7 +100,7 @@ def _check(model, layers, mode):
             raise ValueError(
                 f"{layer.path} is quantized ({layer.quantization_mode}): dequantize_base first."
             )
-        if type(layer) is not keras.layers.Dense:
+        if type(layer) not in (keras.layers.Dense, Dense):
             raise ValueError(
                 f"{layer.path} is a {type(layer).__name__}: only keras.layers.Dense is quantized."
             )
