@@ -30,8 +30,10 @@ def chat_processor(image_size: int = 16, **options) -> VQADataProcessor:
     )
 
 
-def chat_model(seed: int = 3, max_positions: int = 256, **changes):
-    """Return a model with its processor."""
+def chat_model(
+    seed: int = 3, max_positions: int = 256, vocab_size: int = CHARACTERS + 1, **changes
+):
+    """Return a model with its processor, which knows the first 129 ids."""
     language = tiny_config()["language_config"] | {
         "max_positions": max_positions,
         "tie_embeddings": False,
@@ -39,7 +41,7 @@ def chat_model(seed: int = 3, max_positions: int = 256, **changes):
     model = tiny_nanovlm(
         seed=seed,
         language_config=language,
-        vocab_size=CHARACTERS + 1,
+        vocab_size=vocab_size,
         image_token_id=CHAT_IMAGE_ID,
         **changes,
     )

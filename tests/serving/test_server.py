@@ -99,6 +99,14 @@ def test_the_likeliest_tokens_of_each_step(client):
     assert content
 
 
+def test_special_tokens_are_told_by_their_spelling(client, chat):
+    names = list(chat.processor.tokenizer.special_tokens)
+    answer = complete(client, logprobs=True, top_logprobs=20, ignore_eos=True, max_tokens=64).json()
+    steps = answer["choices"][0]["logprobs"]["content"]
+    told = {other["token"] for step in steps for other in step["top_logprobs"]}
+    assert told & set(names) and "" not in told
+
+
 def test_an_answer_of_a_known_length(client):
     answer = complete(client, ignore_eos=True, max_tokens=9, logprobs=True).json()
     assert answer["usage"]["completion_tokens"] == 9

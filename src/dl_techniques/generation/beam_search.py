@@ -58,8 +58,9 @@ def _log_probabilities(engine, logits):
     top = logits.max(axis=-1, keepdims=True)
     total = top + np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
     logprobs = logits - total
-    if model.image_token_id is not None:
-        logprobs[:, model.image_token_id] = -np.inf
+    logprobs[:, list(model.image_mark_ids)] = -np.inf
+    if engine.known_ids is not None:
+        logprobs[:, engine.known_ids :] = -np.inf
     return logprobs
 
 

@@ -54,6 +54,14 @@ class Engine:
         self.programs = Programs(model)
         self.statistics = GenerationStatistics(self.programs)
 
+    @property
+    def known_ids(self) -> int | None:
+        """How many ids the tokenizer has, if the model has more: tables are often padded."""
+        processor, rows = self.model.processor, self.model.vocab_size
+        if processor is None or processor.tokenizer.vocab_size >= rows:
+            return None
+        return processor.tokenizer.vocab_size
+
     def encode(self, images: np.ndarray):
         """Return float[N, T, D] for float32[N, H, W, 3]."""
         number = len(images)
@@ -211,7 +219,9 @@ class Decoding:
         self.request = request
         sampler, batch = request.sampler, len(reading.inputs["text_tokens"])
         room = bucket(request.max_new_tokens, TOKEN_BUCKET)
-        self._choice = Choice(sampler.is_greedy, sampler.penalises, request.processors)
+        self._choice = Choice(
+            sampler.is_greedy, sampler.penalises, request.processors, known_ids=engine.known_ids
+        )
         seeds = pad_to(np.asarray(request.seeds), batch, 0)
         self._options = {
             "settings": sampler.settings(),

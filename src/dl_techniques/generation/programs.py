@@ -26,12 +26,14 @@ class Choice:
         processors: Functions (logits float32[B, V], ids int32[B, N], i) -> logits, where ids[:, :i]
             are chosen already; applied in this order, before the sampler.
         top_logprobs: K, how many of the likeliest ids of each step are told.
+        known_ids: How many ids have a text; of further ones none is chosen or told. None: all.
     """
 
     greedy: bool = True
     penalises: bool = False
     processors: tuple = field(default=())
     top_logprobs: int = 0
+    known_ids: int | None = None
 
 
 def encode(model, images):
@@ -108,7 +110,11 @@ def choose(model, logits, state: dict, i, options: dict, choice: Choice) -> dict
     `pad_id` int32[B].
     """
     total = ops.logsumexp(logits, axis=-1)
-    scores = logits
+    known = logits
+    if choice.known_ids is not None:
+        is_known = ops.arange(model.vocab_size) < choice.known_ids
+        known = ops.where(is_known, logits, -float("inf"))
+    scores = known
     if choice.penalises:
         scores = penalised(scores, state["held"], penalty_of(options["settings"]))
     for processor in choice.processors:
@@ -129,7 +135,7 @@ def choose(model, logits, state: dict, i, options: dict, choice: Choice) -> dict
     is_stop = ops.any(ops.equal(ops.expand_dims(token, 1), options["stop_ids"]), axis=1)
     found = {"ids": token, "logprobs": logprob}
     if choice.top_logprobs:
-        top_logits, found["top_ids"] = ops.top_k(logits, choice.top_logprobs)
+        top_logits, found["top_ids"] = ops.top_k(known, choice.top_logprobs)
         found["top_logprobs"] = top_logits - ops.expand_dims(total, 1)
     new = {
         **state,

@@ -128,7 +128,7 @@ class RollingBatch:
     def _begun(self, reading, seats):
         """Return what is kept of rows that were read, after the choice of their first tokens."""
         rows = len(reading.logits)
-        _, options, choice = _arguments(seats, rows)
+        _, options, choice = _arguments(seats, rows, self._engine.known_ids)
         state = {"ended": np.zeros(rows, bool), **_room_for_news(rows, 1, choice)}
         if choice.penalises:
             state["held"] = reading.held(self._engine.model.vocab_size)
@@ -145,7 +145,7 @@ class RollingBatch:
             return
         self._arrange(self._size(len(self.seats)), self._slots)
         batch = self._batch
-        start, options, choice = _arguments(self.seats, batch)
+        start, options, choice = _arguments(self.seats, batch, self._engine.known_ids)
         ended = np.ones(batch, bool)
         ended[[seat.row for seat in going]] = False
         state = {**self._state, "ended": ended, **_room_for_news(batch, STEPS, choice)}
@@ -218,7 +218,7 @@ class RollingBatch:
             seat.row = place
 
 
-def _arguments(seats, batch):
+def _arguments(seats, batch, known_ids):
     """Return the start int32[batch], the options and the choice of the next tokens of rows."""
     most = bucket(max(1, *(len(seat.request.stop_ids) for seat in seats)), 4)
     start = np.ones(batch, "int32")
@@ -242,7 +242,8 @@ def _arguments(seats, batch):
     # What is compiled in is one number, whoever asks for how many.
     top_logprobs = MOST_TOP_LOGPROBS if any(s.request.top_logprobs for s in seats) else 0
     penalises = any(sampler.penalises for sampler in samplers)
-    return start, options, Choice(is_greedy, penalises, top_logprobs=top_logprobs)
+    choice = Choice(is_greedy, penalises, top_logprobs=top_logprobs, known_ids=known_ids)
+    return start, options, choice
 
 
 def _room_for_news(batch, steps, choice):

@@ -145,7 +145,8 @@ class _Completion:
         return {"content": content}
 
     def _logprob(self, token, logprob):
-        text = self._state.engine.model.processor.decode([token])
+        # With the spelling of special tokens, which answers do not have.
+        text = self._state.engine.model.processor.tokenizer.decode([token])
         # JSON has no infinity.
         return {"token": text, "bytes": list(text.encode()), "logprob": max(logprob, -9999.0)}
 
