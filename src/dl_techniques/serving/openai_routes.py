@@ -145,10 +145,12 @@ class _Completion:
         return {"content": content}
 
     def _logprob(self, token, logprob):
-        # With the spelling of special tokens, which answers do not have.
-        text = self._state.engine.model.processor.tokenizer.decode([token])
+        processor = self._state.engine.model.processor
+        # Special tokens have a spelling, but are no part of the answer's text.
+        spelling, text = processor.tokenizer.decode([token]), processor.decode([token])
+        encoded = list(text.encode()) if text == spelling else None
         # JSON has no infinity.
-        return {"token": text, "bytes": list(text.encode()), "logprob": max(logprob, -9999.0)}
+        return {"token": spelling, "bytes": encoded, "logprob": max(logprob, -9999.0)}
 
     def _usage(self, answers):
         """Return the counts of tokens, which the log gets too."""
