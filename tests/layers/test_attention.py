@@ -3,6 +3,7 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 from keras import ops
+from only_on import only_on
 from tiny_models import fill, numpy, run
 
 from dl_techniques.layers import GroupedQueryAttention, attention
@@ -98,6 +99,23 @@ def test_explicit_path_of_training_equals_the_library_call(dropout):
     expected = run(lambda x, m: plain(x, attention_mask=m), _x(), mask)
     got = numpy(trained(_x(), attention_mask=mask, training=True))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@only_on("torch")
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_on_cpus_gradients_of_reduced_types_do_not_take_the_librarys_path(policy):
+    import torch
+
+    layer, exact = _layer(rope_theta=1e4, dtype=policy), _layer(rope_theta=1e4)
+    paths, mask = [], _masks()[:, None]
+    x = torch.tensor(_x(), requires_grad=True)
+    for grad in (torch.no_grad, torch.enable_grad):
+        with grad(), torch.profiler.profile() as profile:
+            out = layer(x, attention_mask=mask)
+        names = {event.key for event in profile.key_averages()}
+        paths.append("aten::scaled_dot_product_attention" in names)
+        np.testing.assert_allclose(numpy(out.detach()), run(exact, _x(), None, mask), atol=0.05)
+    assert paths == [True, policy == "float32"]
 
 
 def test_dropout_keeps_the_expectation_and_acts_only_in_training():
