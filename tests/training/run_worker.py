@@ -18,6 +18,7 @@ together = {
     "num_processes": int(count),
     "process_id": int(process),
 }
-changes = {"checkpoint_every": 3, "held_out_questions": 4, "pictures": 16, "epochs": 2}
+changes = {"checkpoint_every": 3, "evaluate_every": 3, "held_out_questions": 16}
+changes |= {"pictures": 24, "epochs": 2}
 config = micro_config(folder, **changes, **(together if int(count) > 1 else {}))
 run_training(config, resume=bool(resume))

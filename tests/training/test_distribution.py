@@ -217,9 +217,12 @@ def test_two_replicas_share_batches_of_an_odd_number_of_rows(what, mirrored):
     check_close(mirrored["two"][what], mirrored["one"][what])
 
 
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def losses_of(folder):
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [row["train/loss"] for row in rows]
+    return [row["train/loss"] for row in read_log(folder) if "train/loss" in row]
 
 
 @only_on("jax")
@@ -228,9 +231,15 @@ def test_a_whole_run_of_two_processes_is_that_of_one_and_goes_on_in_one(tmp_path
     together, port = tmp_path / "together", free_port()
     finish([start(together, i, 2, port, devices=2, worker=worker) for i in range(2)])
     losses = losses_of(together)
-    latest, earlier = sorted(together.glob("checkpoints/step_*"), reverse=True)
+    rows = read_log(together)
+    evaluated = [row["step"] for row in rows if "evaluation/exact_match" in row]
+    assert evaluated == [3, 6, 9, len(losses)]
+    results = json.loads((together / "results.json").read_text())
+    latest, earlier, _best = sorted(together.glob("checkpoints/step_*"), reverse=True)
     shutil.rmtree(latest)
     finish([start(together, 0, 1, port, "resume", worker=worker)])
     assert losses_of(together)[: int(earlier.name[-9:])] == losses[: int(earlier.name[-9:])]
     # From here on these are the losses of one process, with the batches of two.
     check_close(losses_of(together), losses)
+    alone = json.loads((together / "results.json").read_text())
+    assert alone["all"]["questions"] == results["all"]["questions"] > 16

@@ -204,20 +204,49 @@ def whole_weights(model) -> Iterator[None]:
     Args:
         model: A built Keras model, optimizer included if it is built.
     """
-    if process_count() == 1:
-        yield
-        return
     variables = list(model.variables)
     if model.optimizer is not None:
         variables += model.optimizer.variables
+    with _exchanged(variables, lambda whole, held: whole if is_main_process() else held):
+        yield
+
+
+@contextmanager
+def own_copy(model) -> Iterator[None]:
+    """Let each process run the whole model by itself, on its first device; all must enter.
+
+    The device must have room for it; the optimizer stays as it is.
+
+    Args:
+        model: A built Keras model.
+    """
+
+    def on_first_device(whole, held):
+        import jax
+
+        return jax.device_put(whole, jax.local_devices()[0])
+
+    with _exchanged(model.variables, on_first_device):
+        yield
+
+
+@contextmanager
+def _exchanged(variables, value_for):
+    """Give variables other values meanwhile, where there are several processes.
+
+    Args:
+        variables: The same ones in all processes.
+        value_for: (whole value as an array of NumPy, what is held) -> what is held meanwhile.
+    """
+    if process_count() == 1:
+        yield
+        return
     values = [variable._value for variable in variables]
     distribution = keras.distribution.distribution()
     try:
         for variable in variables:
-            value = full_value(variable)
-            if is_main_process():
-                variable._value = value
-        # Keras creates variables while it saves, which all processes would have to create.
+            variable._value = value_for(full_value(variable), variable._value)
+        # What creates variables or arrays meanwhile does so for this process alone.
         keras.distribution.set_distribution(None)
         yield
     finally:

@@ -13,7 +13,7 @@ from dl_techniques.training.history import draw_log
 from dl_techniques.training.processes import (
     initialize_processes,
     is_main_process,
-    process_count,
+    own_copy,
     whole_weights,
 )
 from dl_techniques.training.recipes import check_config, stage_configs
@@ -54,8 +54,7 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
         restart: Begin anew where `output_dir` holds a run, whose checkpoints are then removed.
 
     Returns:
-        What `results.json` holds; nothing if there are no held-out questions, and for several
-        processes, which cannot evaluate.
+        What `results.json` holds; nothing if there are no held-out questions.
 
     Raises:
         ValueError: for unknown or contradicting settings, before anything is computed.
@@ -105,9 +104,10 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
         if is_main_process():
             save_model(model, folder / FINAL_MODEL)
             draw_log(folder / "log.jsonl", folder / "loss_curve.png")
-    if not held_out or process_count() > 1:
+    if not held_out:
         return {}
-    return final_evaluation(model, held_out, folder)
+    with own_copy(model):
+        return final_evaluation(model, held_out, folder)
 
 
 def _samples(settings: dict, first: dict, train: list) -> list:
@@ -159,7 +159,7 @@ def _stage(settings: dict, steps: int, data=None) -> Stage:
 
 def _trainer(config, model, stages, held_out, folder) -> StageTrainer:
     evaluate = None
-    if held_out and process_count() == 1 and config["evaluate_every"] is not None:
+    if held_out and config["evaluate_every"] is not None:
         evaluate = PeriodicEvaluation(
             model.processor, held_out, config["evaluation_questions"], folder
         )

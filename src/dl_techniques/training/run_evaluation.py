@@ -7,11 +7,19 @@ import numpy as np
 from PIL import Image
 
 from dl_techniques.evaluation.question_answering import (
+    AnsweredQuestion,
     answer_questions,
     message_text,
+    sample_questions,
     share_correct,
 )
 from dl_techniques.preprocessing.images import load_image
+from dl_techniques.training.processes import (
+    gather_json,
+    is_main_process,
+    process_count,
+    process_index,
+)
 from dl_techniques.training.watching import Evaluation
 from dl_techniques.visualization.contact_sheet import contact_sheet
 
@@ -45,13 +53,15 @@ class PeriodicEvaluation:
 
     def __call__(self, step: int, model) -> Evaluation:
         """Return the share of right answers, and the questions with the answers as a picture."""
-        answered = answer_questions(model, self._samples, 64, self._longest)
+        answered = _answered(model, self._samples, self._longest)
+        share = share_correct(answered)["all"][0]
+        if not is_main_process():
+            return Evaluation({"exact_match": share}, score=share)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"step_{step:06d}.png"
         contact_sheet(answered[:_SHOWN], path)
         with Image.open(path) as sheet:
             pixels = np.asarray(sheet.convert("RGB"))
-        share = share_correct(answered)["all"][0]
         return Evaluation({"exact_match": share}, {"samples": pixels}, share)
 
 
@@ -64,14 +74,15 @@ def final_evaluation(model, held_out: list, folder: Path) -> dict:
     """
     longest = longest_answer(model.processor, held_out)
     seen, blank = (
-        answer_questions(model, held_out, 64, longest, blank_images)
-        for blank_images in (False, True)
+        _answered(model, held_out, longest, blank_images) for blank_images in (False, True)
     )
     scores, blind = share_correct(seen), share_correct(blank)
     results = {
         kind: {"exact_match": score, "blank_images": blind[kind][0], "questions": count}
         for kind, (score, count) in scores.items()
     }
+    if not is_main_process():
+        return results
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     rows = [
         f"{kind:12s} {r['exact_match']:8.1%} {r['blank_images']:8.1%} {r['questions']:7d}"
@@ -86,6 +97,18 @@ def final_evaluation(model, held_out: list, folder: Path) -> dict:
             continue
         load_image(item.images[0]).save(folder / "pictures" / f"{i:02d}.png")
     return results
+
+
+def _answered(model, samples, longest, blank_images=False) -> list[AnsweredQuestion]:
+    """Ask all questions; each of several processes asks those of its samples."""
+    own = samples[process_index() :: process_count()]
+    found = answer_questions(model, own, 64, longest, blank_images)
+    answers = [iter(part) for part in gather_json([item.answer for item in found])]
+    return [
+        AnsweredQuestion(**question, answer=next(answers[i % len(answers)]))
+        for i, sample in enumerate(samples)
+        for question in sample_questions(sample)
+    ]
 
 
 def longest_answer(processor, samples: list) -> int:

@@ -20,6 +20,7 @@ from dl_techniques.training.processes import (
     assign_full,
     gather_json,
     is_main_process,
+    own_copy,
     process_count,
     process_index,
     whole_weights,
@@ -127,7 +128,7 @@ class StageRun:
         due = self._done == self._stage.steps or (every and self._step_number % every == 0)
         if trainer.evaluate is None or not due:
             return None, False
-        with self._averaged():
+        with self._averaged(), own_copy(self._model):
             found = trainer.evaluate(self._step_number, self._model)
         numbers = {f"evaluation/{name}": value for name, value in found.numbers.items()}
         trainer.tell(self._step_number, numbers, found.pictures)

@@ -16,7 +16,6 @@ from dl_techniques.training.processes import (
     any_process,
     gather_json,
     is_main_process,
-    process_count,
 )
 from dl_techniques.training.progress import ProgressReport
 from dl_techniques.training.stage_run import StageRun
@@ -47,7 +46,8 @@ class StageTrainer:
         log_every: Steps between lines where there is no terminal.
         max_skipped: A run ends when so many steps in a row were not finite.
         evaluate: Is called with (step, model); the model has its averaged weights then, if any.
-            Several processes cannot evaluate.
+            Every one of several processes calls it, with a whole copy of the model (`own_copy`);
+            what the first one's finds is told.
         evaluate_every: Steps between evaluations, each with a checkpoint; None: at the end of each
             stage only.
         watchers: Beside the log and TensorBoard.
@@ -91,8 +91,6 @@ class StageTrainer:
         self.on_step = on_step
         self._keep_last = keep_last
         self._log_every = log_every
-        if evaluate is not None and process_count() > 1:
-            raise ValueError("Several processes cannot evaluate: evaluate the checkpoints in one.")
         self._watchers: list[Watcher] = []
         if is_main_process():
             log, curves = LogFile(self.folder / "log.jsonl"), self.folder / "tensorboard"
