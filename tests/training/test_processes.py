@@ -14,6 +14,7 @@ from dl_techniques.training.processes import (
     full_value,
     initialize_processes,
     is_main_process,
+    own_copy,
     slurm_processes,
     whole_weights,
 )
@@ -111,7 +112,7 @@ def test_values_are_whole_in_one_process():
     value = np.random.default_rng(0).standard_normal(variable.shape).astype("float32")
     assign_full(variable, value)
     np.testing.assert_array_equal(full_value(variable), value)
-    with whole_weights(model):
+    with whole_weights(model), own_copy(model):
         np.testing.assert_array_equal(full_value(variable), value)
     assert is_main_process()
     assert any_process(True) and not any_process(False)

@@ -205,8 +205,9 @@ def whole_weights(model) -> Iterator[None]:
         model: A built Keras model, optimizer included if it is built.
     """
     variables = list(model.variables)
-    if model.optimizer is not None:
-        variables += model.optimizer.variables
+    optimizer = getattr(model, "optimizer", None)  # None before `compile`.
+    if optimizer is not None:
+        variables += optimizer.variables
     with _exchanged(variables, lambda whole, held: whole if is_main_process() else held):
         yield
 
