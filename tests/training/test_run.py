@@ -11,13 +11,9 @@ from PIL import Image
 
 from dl_techniques.datasets.shapes import generate_shapes
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
-from dl_techniques.evaluation.question_answering import (
-    AnsweredQuestion,
-    answer_questions,
-    sample_questions,
-)
+from dl_techniques.evaluation.question_answering import answer_questions
 from dl_techniques.preprocessing.images import load_image
-from dl_techniques.training import run, run_evaluation
+from dl_techniques.training import run
 from dl_techniques.training.progress import ProgressReport
 from dl_techniques.training.recipes import RECIPES, check_config, get_recipe
 from dl_techniques.training.run_data import stage_data
@@ -418,64 +414,3 @@ def test_shares_are_of_tokens_and_all_sources_go_by_their_rows(
     data, steps = stage_data({**config, "name": "a"}, processor, [])
     assert (data.mixture.unit, steps, data.settings.max_documents) == (unit, 7, 1)
     assert set(data.sources) == {"colours", "texts"}
-
-
-def answering(answer):
-    """Return what stands for `answer_questions`: question -> answer of every question."""
-
-    def answer_questions(model, samples, *args):
-        questions = [question for sample in samples for question in sample_questions(sample)]
-        return [AnsweredQuestion(**question, answer=answer(question)) for question in questions]
-
-    return answer_questions
-
-
-def test_the_score_of_an_evaluation_is_the_share_of_right_answers(
-    mixed_run, mixed_data, tmp_path, monkeypatch
-):
-    processor = VQADataProcessor.load(mixed_run[0])
-    held_out = run.load_data(mixed_config(tmp_path, mixed_data))[1]
-    wrong = sample_questions(held_out[0])[0]["id"]
-
-    def answer(question):
-        return "?" if question["id"] == wrong else question["references"][0]
-
-    monkeypatch.setattr(run_evaluation, "answer_questions", answering(answer))
-    found = run_evaluation.PeriodicEvaluation(processor, held_out, 4, tmp_path)(12, None)
-    assert found.numbers == {"exact_match": 0.75} and found.score == 0.75
-    with Image.open(tmp_path / "samples" / "step_000012.png") as sheet:
-        np.testing.assert_array_equal(found.pictures["samples"], np.asarray(sheet.convert("RGB")))
-
-
-def test_each_process_asks_its_share_and_the_first_one_writes(
-    mixed_run, mixed_data, tmp_path, monkeypatch
-):
-    processor = VQADataProcessor.load(mixed_run[0])
-    held_out = run.load_data(mixed_config(tmp_path, mixed_data))[1]
-    right = {q["id"]: q["references"][0] for s in held_out for q in sample_questions(s)}
-    asked = []
-
-    def answer(question):
-        asked[-1].append(question["id"])
-        return right[question["id"]]
-
-    monkeypatch.setattr(run_evaluation, "answer_questions", answering(answer))
-    monkeypatch.setattr(run_evaluation, "process_count", lambda: 3)
-    told = [None] * 3
-    for process in (2, 1, 0):
-        asked.append([])
-        folder = tmp_path / str(process)
-        monkeypatch.setattr(run_evaluation, "process_index", lambda process=process: process)
-        monkeypatch.setattr(run_evaluation, "is_main_process", lambda process=process: not process)
-
-        def gather(value, process=process):
-            told[process] = value
-            # What the others will answer does not matter before the first one's turn.
-            return [value * 9 if part is None else part for part in told]
-
-        monkeypatch.setattr(run_evaluation, "gather_json", gather)
-        evaluate = run_evaluation.PeriodicEvaluation(processor, held_out, len(right), folder)
-        found = evaluate(12, None)
-        assert folder.exists() is (process == 0)
-    assert sorted(sum(asked, [])) == sorted(right) and min(map(len, asked)) > 0
-    assert found.score == 1.0

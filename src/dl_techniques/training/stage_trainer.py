@@ -47,7 +47,7 @@ class StageTrainer:
         max_skipped: A run ends when so many steps in a row were not finite.
         evaluate: Is called with (step, model); the model has its averaged weights then, if any.
             Every one of several processes calls it, with a whole copy of the model (`own_copy`);
-            what the first one's finds is told.
+            what the first one finds is told.
         evaluate_every: Steps between evaluations, each with a checkpoint; None: at the end of each
             stage only.
         watchers: Beside the log and TensorBoard.
