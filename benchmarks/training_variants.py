@@ -1,9 +1,9 @@
 """The demo, trained in several ways: how many held-out questions each answers.
 
-    KERAS_BACKEND=jax python benchmarks/training_variants.py [--steps 3375] [NAME ...]
+    KERAS_BACKEND=jax python benchmarks/training_variants.py [--steps 1125] [NAME ...]
 
-Precisions have the demo's own settings, Muon among them, and its 1,125 steps. The other rows have
-AdamW, which needs more; the last learns adapters on rounded kernels in the second half of them.
+Precisions have the demo's own settings, Muon among them. The other rows have AdamW, which needs
+more steps; the last learns adapters on rounded kernels in the second half of them.
 """
 
 import argparse
@@ -20,7 +20,7 @@ NAMES = ("float32", "mixed_bfloat16", "mixed_float16", "adamw", "ema", "int8 + l
 def settings(name: str, steps: int) -> dict:
     """Return what differs from the demo's settings."""
     if name == "float32" or name.startswith("mixed"):
-        return {"precision": name}
+        return {"precision": name, "steps": steps}
     adamw = {
         "steps": steps,
         "optimizer": {"type": "adamw", "weight_decay": 0.05},
@@ -50,7 +50,7 @@ def run(name: str, steps: int, folder: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--steps", type=int, default=3375, help="with AdamW")
+    parser.add_argument("--steps", type=int, default=1125, help="the demo has 1125")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := set(options.names) - set(NAMES):
