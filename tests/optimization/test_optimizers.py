@@ -54,6 +54,20 @@ def test_asked_exclusion_is_kept():
     assert all((value == 1.0).all() for value in values)
 
 
+def test_an_update_reads_its_schedule_once_for_all_weights():
+    class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+        read = 0
+
+        def __call__(self, step):
+            self.read += 1
+            return 0.1
+
+    variables = holder().trainable_variables
+    optimizer = AdamW(Schedule(), weight_decay=0.5)
+    no_grad_apply(optimizer, [np.ones(v.shape, "float32") for v in variables], variables)
+    assert optimizer._learning_rate.read == 1
+
+
 @pytest.mark.parametrize("clip", [None, 1.0, 1000.0])
 def test_adamw_follows_its_definition(clip):
     config = {"type": "adamw", "weight_decay": 0.1, "epsilon": 1e-3, "beta_2": 0.9}

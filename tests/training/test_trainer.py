@@ -5,11 +5,13 @@ import json
 import keras
 import numpy as np
 import pytest
+from only_on import only_on
 from PIL import Image
 from tiny_models import fill, logits
 from toy_runs import ToyData, adam, micro_nanovlm, next_token_sums, weights
 
 from dl_techniques.losses import NanoVLMLoss, NextTokenAccuracy
+from dl_techniques.models.nano_vlm import NanoVLM
 from dl_techniques.optimization import optimizer_builder
 from dl_techniques.training.trainer import NanoVLMTrainer, supervised_tokens
 
@@ -44,6 +46,17 @@ def test_one_image_text_pair_is_learned_by_heart(trainer):
         logs = trainer.train_step(batch)
     assert logs["loss"] < 0.01
     assert logs["accuracy"] == 1.0
+
+
+@only_on("jax", "tensorflow")
+def test_the_step_of_a_new_model_is_traced_once(monkeypatch):
+    traced = []
+    step = NanoVLM.train_step
+    monkeypatch.setattr(NanoVLM, "train_step", lambda *a: traced.append(1) or step(*a))
+    trainer = NanoVLMTrainer(micro_nanovlm())
+    for _ in range(2):
+        trainer.train_step(ToyData(shuffle=False)[0])
+    assert traced == [1]
 
 
 def test_a_step_reports_the_loss_before_its_update(trainer):

@@ -7,6 +7,8 @@ weighted by tokens and their gradients added up; the optimizer then works once, 
 and TensorFlow writes what it assigns to every replica.
 """
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -41,14 +43,18 @@ class MirroredSteps(keras.Model):
         return tf.distribute.get_strategy()
 
     def _maybe_symbolic_build(self, *args, **kwargs):
-        # Where Keras makes the state of the optimizer, before it compiles a step.
         if self.mirrored_strategy is None:
             super()._maybe_symbolic_build(*args, **kwargs)
-            return
-        self._check_mirrored()
-        if self.optimizer is not None:
-            with self.mirrored_strategy.scope():
+        else:  # Where Keras would build what is built, before it compiles a step.
+            self._check_mirrored()
+
+    def make_train_function(self, force=False):
+        # TensorFlow traces a step once more that has made the state of the optimizer.
+        if self.built and self.optimizer is not None and not self.optimizer.built:
+            strategy = self.mirrored_strategy
+            with contextlib.nullcontext() if strategy is None else strategy.scope():
                 self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
 
     def train_step(self, *args):
         if self.mirrored_strategy is None:

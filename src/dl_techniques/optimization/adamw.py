@@ -3,9 +3,16 @@
 import re
 
 import keras
+from keras import ops
 
 from dl_techniques.optimization import gradient_ops
-from dl_techniques.optimization.moments import REDUCED, Float32Moments, adam_change, subtract
+from dl_techniques.optimization.moments import (
+    REDUCED,
+    Float32Moments,
+    adam_change,
+    bias_correction,
+    subtract,
+)
 
 # Two-dimensional tables that are offsets, not weight matrices; `bias` for per-head biases.
 _OFFSETS = re.compile(r"(^|/)(bias|position_embedding|class_embedding|class_token)(/|$)")
@@ -41,22 +48,27 @@ class AdamW(Float32Moments, keras.optimizers.AdamW):
         super().build(variables)
 
     def update_step(self, gradient, variable, learning_rate):
-        """Update one weight and its moments, in float32 at least."""
-        if variable.dtype not in REDUCED:
-            super().update_step(gradient, variable, learning_rate)
-            return
+        """Update one weight and its moments, in float32 at least.
+
+        Args:
+            gradient: the gradient.
+            variable: the weight.
+            learning_rate: (float32[] times `bias_correction`, float32[] share that decay leaves),
+                which are the same for all weights.
+        """
+        rate, kept = learning_rate
         i = self._get_variable_index(variable)
         change = adam_change(
             self,
             gradient,
             self._momentums[i],
             self._velocities[i],
-            learning_rate,
+            rate,
             (self.beta_1, self.beta_2),
             self.epsilon,
             self._velocity_hats[i] if self.amsgrad else None,
         )
-        subtract(self, variable, change)
+        subtract(self, variable, change, kept if self._use_weight_decay(variable) else None)
 
     def _clip_gradients(self, grads):
         # Keras squares and scales into fresh copies of every gradient.
@@ -70,12 +82,14 @@ class AdamW(Float32Moments, keras.optimizers.AdamW):
         return keras.backend.backend() == "torch" and not self.amsgrad and not reduced
 
     def _apply_weight_decay(self, variables):
-        if self.weight_decay and not self._has_fused_step(variables):
-            super()._apply_weight_decay(variables)
+        """Leave the decay to the update, which reads and writes each weight anyway."""
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        decay = self.weight_decay or 0.0
         if not self._has_fused_step(trainable_variables):
-            super()._backend_update_step(grads, trainable_variables, learning_rate)
+            rate = ops.cast(learning_rate, "float32")
+            rates = rate * bias_correction(self, (self.beta_1, self.beta_2)), 1 - rate * decay
+            super()._backend_update_step(grads, trainable_variables, rates)
             return
         step = int(self.iterations) + 1
         for decayed in (True, False):
@@ -94,5 +108,5 @@ class AdamW(Float32Moments, keras.optimizers.AdamW):
                     learning_rate=float(learning_rate),
                     betas=(self.beta_1, self.beta_2),
                     epsilon=self.epsilon,
-                    weight_decay=self.weight_decay if decayed else 0.0,
+                    weight_decay=decay if decayed else 0.0,
                 )

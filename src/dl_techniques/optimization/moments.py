@@ -25,30 +25,43 @@ class Float32Moments:
         )
 
 
-def adam_change(optimizer, gradient, m, v, learning_rate, betas, epsilon, largest=None):
-    """Update float32 moments by a gradient; return the float32 change to subtract.
+def bias_correction(optimizer, betas):
+    """Return float32[]: what makes up for Adam's moments having begun at zero."""
+    step = ops.cast(optimizer.iterations + 1, "float32")
+    return ops.sqrt(1 - betas[1] ** step) / (1 - betas[0] ** step)
+
+
+def adam_change(optimizer, gradient, m, v, rate, betas, epsilon, largest=None):
+    """Update moments by a gradient; return the change to subtract, of the moments' dtype.
 
     Args:
         optimizer: the optimizer that holds the moments.
         gradient: gradient of any precision.
         m: first moment, a variable.
         v: second moment, a variable.
-        learning_rate: float32[].
+        rate: float32[], the learning rate times `bias_correction`.
         betas: decays of the two moments.
         epsilon: is added to the root of the second moment.
         largest: the largest second moment so far, a variable; None: not AMSGrad.
     """
-    gradient, step = ops.cast(gradient, "float32"), ops.cast(optimizer.iterations + 1, "float32")
+    gradient = ops.cast(gradient, m.dtype)
     optimizer.assign_add(m, (gradient - m) * (1 - betas[0]))
     optimizer.assign_add(v, (ops.square(gradient) - v) * (1 - betas[1]))
     if largest is not None:
         optimizer.assign(largest, ops.maximum(largest, v))
         v = largest
-    correction = ops.sqrt(1 - betas[1] ** step) / (1 - betas[0] ** step)
-    return learning_rate * correction * m / (ops.sqrt(v) + epsilon)
+    return ops.cast(rate, m.dtype) * m / (ops.sqrt(v) + epsilon)
 
 
-def subtract(optimizer, variable, change) -> None:
-    """Subtract a float32 change from a weight of any precision, rounding once."""
-    wide = ops.cast(variable, "float32") - change
-    optimizer.assign(variable, ops.cast(wide, variable.dtype))
+def subtract(optimizer, variable, change, kept=None) -> None:
+    """Subtract a change from a weight of any precision, rounding once.
+
+    Args:
+        optimizer: the optimizer that assigns.
+        variable: the weight.
+        change: of float32 at least.
+        kept: float32[], the share of the weight that decay leaves; None: all of it.
+    """
+    wide = ops.cast(variable, change.dtype)
+    wide = wide if kept is None else wide * ops.cast(kept, change.dtype)
+    optimizer.assign(variable, ops.cast(wide - change, variable.dtype))

@@ -4,7 +4,13 @@ import keras
 from keras import ops
 
 from dl_techniques.optimization.adamw import takes_weight_decay
-from dl_techniques.optimization.moments import REDUCED, Float32Moments, adam_change, subtract
+from dl_techniques.optimization.moments import (
+    REDUCED,
+    Float32Moments,
+    adam_change,
+    bias_correction,
+    subtract,
+)
 
 
 @keras.saving.register_keras_serializable(package="dl_techniques")
@@ -29,9 +35,6 @@ class Muon(Float32Moments, keras.optimizers.Muon):
         return super()._should_use_adamw(variable) or not takes_weight_decay(variable)
 
     def _adamw_update_step(self, gradient, variable, learning_rate, m, v):
-        if variable.dtype not in REDUCED:
-            super()._adamw_update_step(gradient, variable, learning_rate, m, v)
-            return
         betas = self.adam_beta_1, self.adam_beta_2
-        change = adam_change(self, gradient, m, v, learning_rate, betas, self.epsilon)
-        subtract(self, variable, change)
+        rate = learning_rate * bias_correction(self, betas)
+        subtract(self, variable, adam_change(self, gradient, m, v, rate, betas, self.epsilon))
