@@ -11,6 +11,7 @@ from tiny_models import fill, logits, numpy
 
 from dl_techniques.datasets.samples import make_sample
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
+from dl_techniques.generation.engine import Engine
 from dl_techniques.models.ghost_vis import GhostVis
 from dl_techniques.models.lora import train_only
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
@@ -211,6 +212,17 @@ def test_the_policy_gives_the_log_probabilities_of_the_draws(trains):
     assert (got[len(ids) :] == 0).all()
     expected = np.where(mask, distribution_by_calls(model, prompts, ids, 0.7), 0.0)
     np.testing.assert_allclose(got[: len(ids), :4], expected, atol=2e-5, rtol=1e-5)
+
+
+def test_the_policy_is_one_of_the_ids_that_the_tokenizer_has(monkeypatch):
+    monkeypatch.setattr(Engine, "known_ids", 100)
+    model = ghostvis(LANGUAGE)
+    model.language_decoder.norm.scale.assign(np.zeros(16, "float32"))  # All are as likely.
+    trainer = tiny_trainer(model)
+    inputs, _, ids, mask = batch_of(trainer)
+    got = trainer.policy.predict_on_batch(inputs)[: len(ids), :4]
+    np.testing.assert_allclose(got[mask & (ids < 100)], -np.log(100.0), rtol=1e-5)
+    assert (got[mask & (ids >= 100)] < -1e29).all()
 
 
 def test_the_form_of_images_follows_what_trains():

@@ -53,8 +53,8 @@ class AdamW(Float32Moments, keras.optimizers.AdamW):
         Args:
             gradient: the gradient.
             variable: the weight.
-            learning_rate: (float32[] times `bias_correction`, float32[] share that decay leaves),
-                which are the same for all weights.
+            learning_rate: what is the same for all weights: (float32[], the rate times
+                `bias_correction`; float32[], the share that decay leaves, or None: all).
         """
         rate, kept = learning_rate
         i = self._get_variable_index(variable)
@@ -88,8 +88,9 @@ class AdamW(Float32Moments, keras.optimizers.AdamW):
         decay = self.weight_decay or 0.0
         if not self._has_fused_step(trainable_variables):
             rate = ops.cast(learning_rate, "float32")
-            rates = rate * bias_correction(self, (self.beta_1, self.beta_2)), 1 - rate * decay
-            super()._backend_update_step(grads, trainable_variables, rates)
+            corrected = rate * bias_correction(self, (self.beta_1, self.beta_2))
+            kept = 1 - rate * decay if decay else None
+            super()._backend_update_step(grads, trainable_variables, (corrected, kept))
             return
         step = int(self.iterations) + 1
         for decayed in (True, False):

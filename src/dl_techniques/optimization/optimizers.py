@@ -15,7 +15,7 @@ _CLIPPING = {
 
 def _muon(**settings):
     # Muon's own decay spares nothing that it leaves to Adam: norms, biases and embeddings.
-    return Muon(**{"weight_decay": 0.0, **settings}, adam_weight_decay=0.0)
+    return Muon(**{"weight_decay": None, **settings}, adam_weight_decay=None)
 
 
 def _adam(**settings):

@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import numpy as np
 from keras import ops
 
 from dl_techniques.datasets.rows import IGNORE_INDEX
@@ -16,8 +17,9 @@ class Policy(keras.Model):
     """Log-probabilities of given answers, and the step that changes them.
 
     They are those of the distribution from which answers are drawn: of all ids but the model's
-    `image_mark_ids`, at a temperature, without dropout. Compiled with an optimizer,
-    `train_on_batch(inputs, targets)` minimises `grpo_loss`; frozen weights stay as they are.
+    `image_mark_ids` and those that its tokenizer lacks, at a temperature, without dropout.
+    Compiled with an optimizer, `train_on_batch(inputs, targets)` minimises `grpo_loss`; frozen
+    weights stay as they are.
 
     What the images are given as depends on what trains, so that nothing is computed twice which
     the step cannot change, and gradients reach all that trains:
@@ -76,11 +78,12 @@ class Policy(keras.Model):
         states = states[:, -(ops.shape(answers)[1] + 1) : -1]
         logits = model.language_decoder.token_embedding(states, reverse=True)
         logits = ops.cast(logits, "float32") / self.temperature
-        marks = list(model.image_mark_ids)
-        if marks:
-            ids = ops.expand_dims(ops.arange(model.vocab_size, dtype="int32"), 1)
-            is_mark = ops.any(ops.equal(ids, ops.convert_to_tensor(marks, "int32")), axis=1)
-            logits = ops.where(is_mark, _NEVER, logits)
+        never = np.zeros(model.vocab_size, bool)
+        never[list(model.image_mark_ids)] = True
+        known_ids = model.generation_engine().known_ids
+        never[model.vocab_size if known_ids is None else known_ids :] = True
+        if never.any():
+            logits = ops.where(never, _NEVER, logits)
         return -token_losses(logits, answers, ignore_index=IGNORE_INDEX)
 
     def _embeds(self, vision):
