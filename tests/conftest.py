@@ -3,6 +3,7 @@
 The backend is the caller's choice: `KERAS_BACKEND=jax pytest`.
 """
 
+import gc
 import os
 import pathlib
 
@@ -23,6 +24,15 @@ import pytest
 from browser import CHROMIUM
 
 DATA_VARIABLE = "DL_TECHNIQUES_DATA"
+
+
+# Backends hold millions of objects, through which each full collection walks; tracing causes many.
+gc.set_threshold(10_000, 10, 10)
+
+
+def pytest_collection_finish():
+    """Leave what was imported out of all later collections."""
+    gc.freeze()
 
 
 def _prepare_jax():
