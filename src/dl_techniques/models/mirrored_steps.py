@@ -1,10 +1,12 @@
-"""Data parallel on TensorFlow: what a model does under `tf.distribute.MirroredStrategy`.
+"""Steps on TensorFlow, above all data parallel ones, under `tf.distribute.MirroredStrategy`.
 
 Keras would run a whole step on every replica: each would divide its loss by its own number of
 learned tokens, clip its own gradient, and could not skip a step (TensorFlow merges no gradients
 inside of a condition). So only the passes through the model are mirrored here. Their losses are
 weighted by tokens and their gradients added up; the optimizer then works once, as on one device,
 and TensorFlow writes what it assigns to every replica.
+
+With replicas or without, the optimizer's state is made before a step is compiled.
 """
 
 import contextlib
@@ -49,7 +51,7 @@ class MirroredSteps(keras.Model):
             self._check_mirrored()
 
     def make_train_function(self, force=False):
-        # TensorFlow traces a step once more that has made the state of the optimizer.
+        # A step that makes state is traced twice. A `LossScaleOptimizer` cannot be built again.
         if self.built and self.optimizer is not None and not self.optimizer.built:
             strategy = self.mirrored_strategy
             with contextlib.nullcontext() if strategy is None else strategy.scope():
