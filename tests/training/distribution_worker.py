@@ -75,7 +75,8 @@ def new_model():
     parts["language"] = optimizer_builder({"type": "sgd", "momentum": 0.9}, 1e-1)
     # The clipping is at work in the first steps.
     model.compile(component_optimizer(parts, global_clipnorm=1.0), NanoVLMLoss())
-    model.optimizer.build(model.trainable_variables)
+    if keras.backend.backend() == "jax":  # Elsewhere the first step does.
+        model.optimizer.build(model.trainable_variables)
     return fill(model)
 
 
