@@ -12,7 +12,7 @@ from dl_techniques.generation import Sampler
 from dl_techniques.generation.arguments import find_sampler
 from dl_techniques.generation.engine import Request
 from dl_techniques.generation.prompts import prompt_batch, read_prompt
-from dl_techniques.generation.rolling_batch import STEPS, RollingBatch
+from dl_techniques.generation.rolling_batch import STEPS, RollingBatch, choose_first
 
 STOPS = (0, 2, 7)
 PENALISED = Sampler(temperature=0, repetition_penalty=2.0)
@@ -51,7 +51,8 @@ def assert_alone(model, seat, batch):
 def join(model, rolling, batch, *wanted):
     """Read rows together and let them join; return the first one's seat, or all."""
     most = max(request.max_new_tokens for request in wanted)
-    seats = rolling.join(model.generation_engine().read(batch, most, 0), wanted)
+    engine = model.generation_engine()
+    seats = rolling.join(choose_first(engine, engine.read(batch, most, 0), wanted))
     return seats[0] if len(wanted) == 1 else seats
 
 

@@ -68,11 +68,54 @@ class Seat:
             self.ended = token in self.request.stop_ids or not self.remaining
 
 
+@dataclass
+class Joining:
+    """Rows that were read and have their first tokens, but no place in a batch yet.
+
+    Attributes:
+        seats: One for each request.
+        state: See `programs`; behind the rows of the requests there may be padding.
+    """
+
+    seats: list[Seat]
+    state: dict[str, Any]
+
+
+def choose_first(engine: Engine, reading: Reading, requests: Sequence[Request]) -> Joining:
+    """Choose the first tokens of rows that were read; the reading is used up.
+
+    Args:
+        engine: Has read.
+        reading: Its first rows are those of the requests; others are padding.
+        requests: One for each row.
+
+    Raises:
+        ValueError: if fewer rows were read, or if a request has several rows or logits processors.
+    """
+    rows = len(reading.logits)
+    if any(len(request.seeds) != 1 or request.processors for request in requests):
+        raise ValueError("A request that joins has one row and no logits processors.")
+    if rows < len(requests):
+        raise ValueError(f"{rows} rows were read for {len(requests)} requests.")
+    seats = [Seat(request, reading.start, k) for k, request in enumerate(requests)]
+    _, options, choice = _arguments(seats, rows, engine.known_ids)
+    state = {"ended": np.zeros(rows, bool), **_room_for_news(rows, 1, choice)}
+    if choice.penalises:
+        state["held"] = reading.held(engine.model.vocab_size)
+        for seat in seats:
+            state["held"][seat.row, list(seat.request.known)] = True
+    state = engine.programs.choose(reading.logits, state, np.int32(0), options, choice)
+    _push(seats, state, 1)
+    engine.statistics.add_prefill(reading.inputs["attention_mask"].sum(), reading.began)
+    return Joining(seats, _kept({**state, "cache": reading.cache, "mask": reading.mask}))
+
+
 class RollingBatch:
     """A batch of 1, 4, 16, ... or `rows` rows; larger or smaller as rows join and leave.
 
     A row's tokens are those that it gets alone. All shapes are buckets: few numbers of rows, and
-    the slots of the longest row. Every method must be called from one thread.
+    the slots of the longest row. Every method must be called from one thread; others may read rows
+    and choose their first tokens meanwhile.
 
     Args:
         engine: Runs the programs.
@@ -92,51 +135,27 @@ class RollingBatch:
         """How many rows can join."""
         return self._rows - len(self.seats)
 
-    def join(self, reading: Reading, requests: Sequence[Request]) -> list[Seat]:
-        """Take in rows that were read, and choose their first tokens; the reading is used up.
-
-        Args:
-            reading: Its first rows are those of the requests; others are padding.
-            requests: One for each row.
+    def join(self, joining: "Joining") -> list[Seat]:
+        """Take in rows, which then are this batch's; return their seats.
 
         Raises:
-            ValueError: if fewer rows were read, if there is no room, or if a request has several
-                rows or logits processors.
+            ValueError: if there is no room.
         """
-        rows = len(requests)
+        seats, state = joining.seats, joining.state
+        rows, read = len(seats), state["mask"].shape[0]
         if rows > self.room:
             raise ValueError(f"{rows} rows cannot join: {self.room} of {self._rows} are free.")
-        if any(len(request.seeds) != 1 or request.processors for request in requests):
-            raise ValueError("A request that joins has one row and no logits processors.")
-        if len(reading.logits) < rows:
-            raise ValueError(f"{len(reading.logits)} rows were read for {rows} requests.")
-        seats = [Seat(request, reading.start, k) for k, request in enumerate(requests)]
-        state = self._begun(reading, seats)
-        self._engine.statistics.add_prefill(reading.inputs["attention_mask"].sum(), reading.began)
         if self.seats:
             self._make_room(state, rows)
             taken = {seat.row for seat in self.seats}
             free = [row for row in range(self._batch) if row not in taken][:rows]
             for seat, row in zip(seats, free, strict=True):
                 seat.row = row
-            places = free + free[:1] * (len(reading.logits) - rows)
+            places = free + free[:1] * (read - rows)
             state = self._engine.programs.put_rows(self._state, state, np.array(places, "int32"))
         self._state = state
         self.seats += seats
         return seats
-
-    def _begun(self, reading, seats):
-        """Return what is kept of rows that were read, after the choice of their first tokens."""
-        rows = len(reading.logits)
-        _, options, choice = _arguments(seats, rows, self._engine.known_ids)
-        state = {"ended": np.zeros(rows, bool), **_room_for_news(rows, 1, choice)}
-        if choice.penalises:
-            state["held"] = reading.held(self._engine.model.vocab_size)
-            for seat in seats:
-                state["held"][seat.row, list(seat.request.known)] = True
-        state = self._engine.programs.choose(reading.logits, state, np.int32(0), options, choice)
-        _push(seats, state, 1)
-        return _kept({**state, "cache": reading.cache, "mask": reading.mask})
 
     def advance(self) -> None:
         """Choose up to `STEPS` next tokens of all rows; of a row that ends, no more are read."""

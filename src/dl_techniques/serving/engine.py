@@ -1,4 +1,4 @@
-"""ServingEngine: many requests, one model, one thread that computes."""
+"""ServingEngine: many requests, one model, a thread that reads and one that decodes."""
 
 import math
 import threading
@@ -9,7 +9,7 @@ from PIL import Image
 
 from dl_techniques.generation.arguments import check_length, checked_stop_strings, row_seeds
 from dl_techniques.generation.buckets import bucket
-from dl_techniques.generation.prompts import gather_prompts, prompt_batch
+from dl_techniques.generation.prompts import gather_prompts
 from dl_techniques.generation.rolling_batch import MOST_TOP_LOGPROBS, RollingBatch
 from dl_techniques.generation.sampling import GREEDY, Sampler
 from dl_techniques.generation.session import has_sessions
@@ -17,6 +17,7 @@ from dl_techniques.generation.vision_cache import VisionCache, encoder_digest
 from dl_techniques.serving.fair_queue import FairQueue
 from dl_techniques.serving.looking import Looking, LookRequest
 from dl_techniques.serving.prefix_store import PrefixStore
+from dl_techniques.serving.reader import Reader
 from dl_techniques.serving.reading_groups import MOST_POSITIONS, MOST_TOGETHER, reading_groups
 from dl_techniques.serving.requests import (
     ChatRequest,
@@ -42,8 +43,8 @@ MOST_LOOKED_AT = 2048
 class ServingEngine:
     """Answers requests from any thread, several at once.
 
-    An answer is the one that `model.generate` gives, whoever else asks. Of those that wait, a few
-    are read together between any two steps of decoding, so that those on their way go on.
+    An answer is the one that `model.generate` gives, whoever else asks. Those that wait are read
+    together, while those that were read before are decoded.
 
     Args:
         model: A `VisionLanguageModel` with a processor; nobody else may use it meanwhile, nor
@@ -86,11 +87,12 @@ class ServingEngine:
         self.prefixes = PrefixStore(prefix_bytes)
         self._queue = FairQueue(max_waiting, max_per_client)
         self._batch = RollingBatch(model.generation_engine(), rows)
-        self._running: list[Running | Looking] = []
+        self._running: list[Running | Looking] = []  # All that do not wait any more.
         self._counts: Counter[str] = Counter()
         self._seconds = 1.0  # How long an answer took lately.
         self._closing = False
         self._condition = threading.Condition()
+        self._reader = Reader(model, self._wake)
         # All arguments are checked: from here on the model is ours until `close`.
         self._made_cache = model.vision_cache is None
         if self._made_cache:
@@ -235,13 +237,16 @@ class ServingEngine:
     def _retry_after(self):
         return max(1, min(60, math.ceil(self._seconds * (1 + len(self._queue)) / self.rows)))
 
+    def _wake(self):
+        with self._condition:
+            self._condition.notify()
+
     def _work(self):
         while True:
             with self._condition:
-                while not (self._closing or len(self._queue) or self._running):
-                    self._condition.wait()
-                if self._closing:
-                    break
+                self._condition.wait_for(lambda: self._closing or self._has_work)
+            if self._closing:
+                break
             try:
                 self._turn()
             except Exception:
@@ -250,20 +255,31 @@ class ServingEngine:
                 self._batch = RollingBatch(self.model.generation_engine(), self.rows)
                 self._end_all(FailedError("The answer could not be computed."))
         self._end_all(ClosedError("The server is shutting down."))
+        self._reader.close()
+
+    @property
+    def _has_work(self):
+        return self._batch.seats or self._reader.has_read or len(self._queue) and self._room
+
+    @property
+    def _room(self):
+        """How many requests can begin: none before all of the last ones were read."""
+        return 0 if self._reader.rows else min(self._batch.room, MOST_TOGETHER)
 
     def _turn(self):
         """Let go whom nobody waits for, let waiting requests join, decode a few steps."""
         self._drop()
+        self._take_read()
         joining, tokens = [], 0
         with self._condition:
-            most = min(len(self._queue), self._batch.room, MOST_TOGETHER)
+            most = min(len(self._queue), self._room)
             while len(joining) < most and tokens < MOST_POSITIONS:
                 joining.append(self._queue.pop())
                 tokens += joining[-1].ticket.prompt_tokens
         self._running += joining
         begun = [running for running in joining if self._begin(running)]
         for group in reading_groups(begun, self.model.language_decoder.max_positions):
-            self._read(group)
+            self._reader.read(group)
         self._batch.advance()
         reasons = {running: running.give_news() for running in self._running}
         ended = [running for running, reason in reasons.items() if reason is not None]
@@ -283,28 +299,22 @@ class ServingEngine:
             return False
         return True
 
-    def _read(self, group):
-        """Read prompts together; they join the batch."""
-        engine, pad_id = self.model.generation_engine(), self.model.processor.pad_token_id
-        try:
-            parts = [running.part for running in group]
-            inputs = prompt_batch(engine, self.model, parts, self.model.vision_cache)
-            new_tokens = max(running.wanted.max_new_tokens for running in group)
-            reading = engine.read(inputs, new_tokens, pad_id, group[0].earlier)
-        except Exception as error:
-            if len(group) == 1:
-                self._fail(group[0], error)
-            else:  # Whose fault it is shows alone.
-                for running in group:
-                    self._read([running])
-            return
-        seats = self._batch.join(reading, [running.wanted for running in group])
-        for running, seat in zip(group, seats, strict=True):
-            running.sit(seat)
+    def _take_read(self):
+        """Let requests that were read join the batch."""
+        for group, joining in self._reader.take():
+            waiting = list(group)
+            if isinstance(joining, Exception):
+                for running in waiting:
+                    self._fail(running, joining)
+                continue
+            seats = dict(zip(group, self._batch.join(joining), strict=True))
+            for running in waiting:
+                running.sit(seats.pop(running))
+            self._batch.leave(list(seats.values()))  # Of those that were dropped meanwhile.
 
     def _fail(self, running, error):
         if not isinstance(error, ValueError):
-            logger.exception("A request could not be read.")
+            logger.error("A request could not be read.", exc_info=error)
             error = FailedError("The request could not be read.")
         self._end(running, Event(error=error))
 

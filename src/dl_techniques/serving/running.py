@@ -70,6 +70,8 @@ class Running:
 
     def give_news(self) -> str | None:
         """Hand on the new tokens; return why the answer has ended, or None."""
+        if self.seat is None:
+            return None
         seat, text = self.seat, self._text
         before = text.length
         piece = text.push(seat.ids[before:])
