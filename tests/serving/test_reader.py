@@ -1,11 +1,13 @@
 """Prompts are read beside the decoding of others, and whoever is read may leave."""
 
 import threading
+import time
 
 import pytest
 from tiny_chat import user
 from waiting import idle, wait_until
 
+from dl_techniques.generation.rolling_batch import RollingBatch
 from dl_techniques.serving import reader
 from dl_techniques.serving.requests import ChatRequest, FailedError, TimedOutError
 
@@ -48,13 +50,27 @@ def gate(monkeypatch):
     gate.open()
 
 
-def ask(engine, text, new=NEW):
-    return engine.submit(ChatRequest([user(text)], new, ignore_eos=True, client=text))
+def ask(engine, text):
+    return engine.submit(ChatRequest([user(text)], NEW, ignore_eos=True, client=text))
 
 
-def answering(engine, text):
-    """Return a request that has its first token, and the rest of its events."""
-    ticket = ask(engine, text, 60)
+@pytest.fixture
+def pause(monkeypatch):
+    """While this is on, turns decode nothing."""
+    with monkeypatch.context() as patch:
+
+        def switch(on):
+            patch.undo()
+            if on:
+                patch.setattr(RollingBatch, "advance", lambda batch: time.sleep(0.01))
+
+        yield switch
+
+
+def answering(engine, pause, text):
+    """Return a request that has its first token, and the rest of its events; nothing goes on."""
+    pause(True)
+    ticket = ask(engine, text)
     events = iter(ticket)
     next(events)
     return ticket, events
@@ -74,15 +90,16 @@ def alone(model, ticket):
 
 def is_empty(engine):
     idle(engine)
-    wait_until(lambda: not (engine._batch.seats or engine._reader.rows or engine._queue._running))
-    return True
+    wait_until(lambda: not (engine._reader.rows or engine._batch.seats), 10)
+    return not engine._queue._running
 
 
-def test_answers_go_on_while_a_prompt_is_read(engine, chat, gate):
-    other, events = answering(engine, "goes on")
+def test_answers_go_on_while_a_prompt_is_read(engine, chat, gate, pause):
+    other, events = answering(engine, pause, "goes on")
     ticket = reading(engine, gate, "is read meanwhile")
+    pause(False)
     list(events)
-    assert other.new_tokens == 60 and ticket.first is None
+    assert other.new_tokens == NEW and ticket.first is None
     gate.open()
     assert ticket.result() == alone(chat, ticket)
     assert is_empty(engine)
@@ -91,54 +108,58 @@ def test_answers_go_on_while_a_prompt_is_read(engine, chat, gate):
 def test_those_who_come_meanwhile_are_read_together(engine, chat, gate):
     tickets = [reading(engine, gate, "first")]
     tickets += [ask(engine, text) for text in ("then", "those")]
+    time.sleep(0.1)
     assert engine.stats()["waiting"] == 2
-    prefills = chat.generation_stats()["requests"]
+    reads = chat.generation_stats()["requests"]
     gate.open()
     texts = [ticket.result() for ticket in tickets]
-    assert chat.generation_stats()["requests"] == prefills + 2
+    assert chat.generation_stats()["requests"] == reads + 2
     assert texts == [alone(chat, ticket) for ticket in tickets]
 
 
 @pytest.mark.parametrize("way", ["cancelled", "timed out"])
-def test_leaving_while_ones_prompt_is_read(engine, gate, monkeypatch, way):
-    before = engine.stats()[{"cancelled": "cancelled", "timed out": "failed"}[way]]
-    _, events = answering(engine, f"goes on beside one that is {way}")
+def test_leaving_while_ones_prompt_is_read(engine, gate, pause, monkeypatch, way):
+    _, events = answering(engine, pause, f"goes on beside one that is {way}")
     ticket = reading(engine, gate, f"is read and {way}")
+    before = engine.stats()
     if way == "cancelled":
         ticket.cancel()
         assert [event.finish_reason for event in ticket] == ["cancelled"]
-        list(events)
-        assert engine.stats()["cancelled"] == before + 1
+        assert engine.stats()["cancelled"] == before["cancelled"] + 1
     else:
         monkeypatch.setattr(engine, "timeout", 0.0)
         for news in (ticket, events):
             with pytest.raises(TimedOutError):
                 list(news)
-        assert engine.stats()["failed"] == before + 2
+        assert engine.stats()["failed"] == before["failed"] + 2
     gate.open()
+    pause(False)
+    list(events)
     assert is_empty(engine)
 
 
-def test_an_error_of_one_who_has_left_is_nobodys(engine, gate, monkeypatch):
-    _, events = answering(engine, "goes on beside an error")
+def test_an_error_of_one_who_has_left_is_nobodys(engine, gate, pause, monkeypatch):
+    _, events = answering(engine, pause, "goes on beside an error")
     ticket = reading(engine, gate, "leaves before the error")
     monkeypatch.setattr(reader, "choose_first", lambda *args: 1 / 0)
     ticket.cancel()
     assert [event.finish_reason for event in ticket] == ["cancelled"]
     before = engine.stats()["failed"]
     gate.open()
+    pause(False)
     list(events)
     assert is_empty(engine) and engine.stats()["failed"] == before
 
 
-def test_a_failed_step_forgets_what_is_read(engine, gate, monkeypatch):
-    _, events = answering(engine, "fails")
+def test_a_failed_step_also_ends_what_is_read(engine, gate, pause, monkeypatch):
+    _, events = answering(engine, pause, "fails")
     ticket = reading(engine, gate, "is read when another fails")
     with monkeypatch.context() as patch:
-        patch.setattr(engine._batch, "advance", lambda: 1 / 0)
+        patch.setattr(RollingBatch, "advance", lambda batch: 1 / 0)
         for news in (events, ticket):
             with pytest.raises(FailedError):
                 list(news)
+    pause(False)
     gate.open()
     assert isinstance(ask(engine, "after the failure").result(), str)
     assert is_empty(engine)

@@ -302,7 +302,7 @@ class ServingEngine:
     def _take_read(self):
         """Let requests that were read join the batch."""
         for group, joining in self._reader.take():
-            waiting = list(group)
+            waiting = [running for running in group if running in self._running]
             if isinstance(joining, Exception):
                 for running in waiting:
                     self._fail(running, joining)
