@@ -11,6 +11,7 @@ from tiny_nvlm_chat import nvlm_chat_model
 from waiting import ROWS, idle, wait_until
 
 from dl_techniques.generation import Sampler
+from dl_techniques.generation.rolling_batch import STEPS, RollingBatch
 from dl_techniques.serving.engine import ServingEngine
 from dl_techniques.serving.requests import (
     ChatRequest,
@@ -223,7 +224,7 @@ def test_an_image_that_cannot_be_decoded_fails_alone(engine, held):
 
 
 def test_a_failed_step_fails_those_on_their_way_only(engine, held, monkeypatch):
-    def fails():
+    def fails(steps):
         raise RuntimeError("out of memory")
 
     ticket = engine.submit(ask())
@@ -234,6 +235,24 @@ def test_a_failed_step_fails_those_on_their_way_only(engine, held, monkeypatch):
             ticket.result()
     assert engine.is_alive
     assert isinstance(engine.submit(ask()).result(), str)
+
+
+def test_long_steps_are_decoded_one_by_one(engine, monkeypatch):
+    turns, advance = [], RollingBatch.advance
+
+    def slow(batch, steps):
+        time.sleep(0.02 * steps)
+        advance(batch, steps)
+        turns.append(steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RollingBatch, "advance", slow)
+        engine.submit(ask(new=30, ignore_eos=True)).result()
+    assert turns[3:-1] and set(turns[3:-1]) == {1}
+    monkeypatch.setattr("dl_techniques.serving.engine.TURN_SECONDS", 60.0)
+    engine.submit(ask(new=30, ignore_eos=True)).result()
+    idle(engine)
+    assert engine._steps == STEPS
 
 
 def test_random_comings_and_goings(engine, chat):

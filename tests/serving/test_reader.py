@@ -62,7 +62,7 @@ def pause(monkeypatch):
         def switch(on):
             patch.undo()
             if on:
-                patch.setattr(RollingBatch, "advance", lambda batch: time.sleep(0.01))
+                patch.setattr(RollingBatch, "advance", lambda batch, steps: time.sleep(0.01))
 
         yield switch
 
@@ -155,7 +155,7 @@ def test_a_failed_step_also_ends_what_is_read(engine, gate, pause, monkeypatch):
     _, events = answering(engine, pause, "fails")
     ticket = reading(engine, gate, "is read when another fails")
     with monkeypatch.context() as patch:
-        patch.setattr(RollingBatch, "advance", lambda batch: 1 / 0)
+        patch.setattr(RollingBatch, "advance", lambda batch, steps: 1 / 0)
         for news in (events, ticket):
             with pytest.raises(FailedError):
                 list(news)

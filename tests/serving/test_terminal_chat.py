@@ -27,7 +27,7 @@ os.close(os.open(os.ttyname(0), os.O_RDWR))  # From here on ctrl-C of this termi
 from dl_techniques.generation.rolling_batch import RollingBatch
 
 advance = RollingBatch.advance
-RollingBatch.advance = lambda batch: (time.sleep(0.1), advance(batch))
+RollingBatch.advance = lambda batch, steps: (time.sleep(0.1), advance(batch, steps))
 
 from dl_techniques.cli import main
 main()

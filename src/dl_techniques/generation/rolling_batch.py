@@ -16,7 +16,7 @@ from dl_techniques.generation.engine import TOKEN_BUCKET, Engine, Reading, Reque
 from dl_techniques.generation.programs import Choice
 from dl_techniques.generation.sampling import uniform_numbers
 
-# The most steps between looks at who joins and leaves.
+# The most steps of one call, which `_room_for_news` and the numbers for draws have room for.
 STEPS = 4
 # The most of the likeliest ids that a request can ask for, as many as OpenAI's clients can.
 MOST_TOP_LOGPROBS = 20
@@ -157,8 +157,12 @@ class RollingBatch:
         self.seats += seats
         return seats
 
-    def advance(self) -> None:
-        """Choose up to `STEPS` next tokens of all rows; of a row that ends, no more are read."""
+    def advance(self, steps: int = STEPS) -> None:
+        """Choose the next tokens of all rows; of a row that ends, no more are read.
+
+        Args:
+            steps: How many at most, up to `STEPS`.
+        """
         going = [seat for seat in self.seats if not seat.ended]
         if not going:
             return
@@ -170,7 +174,7 @@ class RollingBatch:
         state = {**self._state, "ended": ended, **_room_for_news(batch, STEPS, choice)}
         if not choice.penalises:
             state.pop("held", None)
-        limit = min(STEPS, max(seat.remaining for seat in going))
+        limit = min(steps, max(seat.remaining for seat in going))
         done, state = self._engine.programs.decode(
             state, np.int32(0), np.int32(limit), start, options, choice
         )

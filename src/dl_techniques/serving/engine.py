@@ -10,7 +10,7 @@ from PIL import Image
 from dl_techniques.generation.arguments import check_length, checked_stop_strings, row_seeds
 from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.prompts import gather_prompts
-from dl_techniques.generation.rolling_batch import MOST_TOP_LOGPROBS, RollingBatch
+from dl_techniques.generation.rolling_batch import MOST_TOP_LOGPROBS, STEPS, RollingBatch
 from dl_techniques.generation.sampling import GREEDY, Sampler
 from dl_techniques.generation.session import has_sessions
 from dl_techniques.generation.vision_cache import VisionCache, encoder_digest
@@ -36,6 +36,8 @@ COUNTS = (
     *("requests", "refused", "stop", "length", "cancelled", "failed"),
     *("prompt_tokens", "reused_tokens", "new_tokens", "first_token_seconds"),
 )
+# Steps of a large model are decoded one by one: who was read waits for the end of a turn.
+TURN_SECONDS = 0.04
 # Attention over tokens is an array of all pairs of them.
 MOST_LOOKED_AT = 2048
 
@@ -90,6 +92,7 @@ class ServingEngine:
         self._running: list[Running | Looking] = []  # All that do not wait any more.
         self._counts: Counter[str] = Counter()
         self._seconds = 1.0  # How long an answer took lately.
+        self._steps = STEPS  # How many are decoded in a turn.
         self._closing = False
         self._condition = threading.Condition()
         self._reader = Reader(model, self._wake)
@@ -280,12 +283,20 @@ class ServingEngine:
         begun = [running for running in joining if self._begin(running)]
         for group in reading_groups(begun, self.model.language_decoder.max_positions):
             self._reader.read(group)
-        self._batch.advance()
+        self._advance()
         reasons = {running: running.give_news() for running in self._running}
         ended = [running for running, reason in reasons.items() if reason is not None]
         self._leave(ended)
         for running in ended:
             self._end(running, Event(finish_reason=reasons[running]))
+
+    def _advance(self):
+        """Decode as many steps as there is time for, by what the last ones took."""
+        if self._batch.seats:
+            began = time.monotonic()
+            self._batch.advance(self._steps)
+            seconds = (time.monotonic() - began) / self._steps
+            self._steps = max(1, min(STEPS, int(TURN_SECONDS / seconds)))
 
     def _begin(self, running) -> bool:
         """Begin a request; tell whether there is something to read for it."""
