@@ -113,12 +113,14 @@ class Programs:
                 self._traced_tensors = tensors
                 self._compiled.clear()
             key = signature
-        if key not in self._compiled:
+        compiled = self._compiled.get(key)  # Another thread may clear the rest meanwhile.
+        if compiled is None:
             function = partial(program, *((self._model,) if with_model else ()), **static)
             weights = self._weights if with_model else list
             variables = (lambda: self._model.variables) if with_model else list
-            self._compiled[key] = self._compile(function, used_up, variables, weights)
-        return self._compiled[key](*args)
+            compiled = self._compile(function, used_up, variables, weights)
+            self._compiled[key] = compiled
+        return compiled(*args)
 
 
 def _shapes(args):

@@ -135,7 +135,7 @@ class RollingBatch:
         """How many rows can join."""
         return self._rows - len(self.seats)
 
-    def join(self, joining: "Joining") -> list[Seat]:
+    def join(self, joining: Joining) -> list[Seat]:
         """Take in rows, which then are this batch's; return their seats.
 
         Raises:

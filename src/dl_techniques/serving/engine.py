@@ -313,13 +313,13 @@ class ServingEngine:
     def _take_read(self):
         """Let requests that were read join the batch."""
         for group, joining in self._reader.take():
-            waiting = [running for running in group if running in self._running]
+            staying = [running for running in group if running in self._running]
             if isinstance(joining, Exception):
-                for running in waiting:
+                for running in staying:
                     self._fail(running, joining)
                 continue
             seats = dict(zip(group, self._batch.join(joining), strict=True))
-            for running in waiting:
+            for running in staying:
                 running.sit(seats.pop(running))
             self._batch.leave(list(seats.values()))  # Of those that were dropped meanwhile.
 

@@ -62,7 +62,7 @@ class Reader:
             new_tokens = max(running.wanted.max_new_tokens for running in group)
             reading = engine.read(inputs, new_tokens, pad_id, group[0].earlier)
             return [(group, choose_first(engine, reading, [r.wanted for r in group]))]
-        except Exception as error:
+        except Exception as error:  # Whatever it is ends requests, not the thread.
             if len(group) == 1:
                 return [(group, error)]
             # Whose fault it is shows alone.
