@@ -11,7 +11,7 @@ from tiny_nvlm_chat import nvlm_chat_model
 from waiting import ROWS, idle, wait_until
 
 from dl_techniques.generation import Sampler
-from dl_techniques.generation.rolling_batch import STEPS, RollingBatch
+from dl_techniques.generation.rolling_batch import STEPS
 from dl_techniques.serving.engine import ServingEngine
 from dl_techniques.serving.requests import (
     ChatRequest,
@@ -238,21 +238,20 @@ def test_a_failed_step_fails_those_on_their_way_only(engine, held, monkeypatch):
 
 
 def test_long_steps_are_decoded_one_by_one(engine, monkeypatch):
-    turns, advance = [], RollingBatch.advance
+    turns, programs = [], engine.model.generation_engine().programs
+    decode = programs.decode
 
-    def slow(batch, steps):
-        time.sleep(0.02 * steps)
-        advance(batch, steps)
-        turns.append(steps)
+    def slow(state, i, limit, *args):
+        time.sleep(0.02 * limit)
+        turns.append(int(limit))
+        return decode(state, i, limit, *args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(RollingBatch, "advance", slow)
-        engine.submit(ask(new=30, ignore_eos=True)).result()
-    assert turns[3:-1] and set(turns[3:-1]) == {1}
+    monkeypatch.setattr(programs, "decode", slow)
+    engine.submit(ask(new=30, ignore_eos=True)).result()
+    assert turns[3:] and set(turns[3:]) == {1}
     monkeypatch.setattr("dl_techniques.serving.engine.TURN_SECONDS", 60.0)
     engine.submit(ask(new=30, ignore_eos=True)).result()
-    idle(engine)
-    assert engine._steps == STEPS
+    assert max(turns) == STEPS
 
 
 def test_random_comings_and_goings(engine, chat):

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from only_on import only_on
 from tiny_chat import user
 from waiting import idle, wait_until
 
@@ -15,10 +16,15 @@ NEW = 12
 
 
 class Gate:
-    """Holds whoever passes, from `shut` to `open`."""
+    """Holds whoever passes, from `shut` to `open`.
+
+    Attributes:
+        passed_by: The names of threads.
+    """
 
     def __init__(self):
         self._is_open, self._somebody_waits = threading.Event(), threading.Event()
+        self.passed_by = []
         self.open()
 
     def open(self):
@@ -42,6 +48,7 @@ def gate(monkeypatch):
     gate, prompt_batch = Gate(), reader.prompt_batch
 
     def gated(*args):
+        gate.passed_by.append(threading.current_thread().name)
         gate.go_through()
         return prompt_batch(*args)
 
@@ -100,9 +107,31 @@ def test_answers_go_on_while_a_prompt_is_read(engine, chat, gate, pause):
     pause(False)
     list(events)
     assert other.new_tokens == NEW and ticket.first is None
+    # Only who keeps nobody waiting is read by the thread that decodes.
+    assert gate.passed_by == ["serving-engine", "serving-reader_0"]
     gate.open()
     assert ticket.result() == alone(chat, ticket)
     assert is_empty(engine)
+
+
+@only_on("jax")  # Elsewhere a call returns when its steps are done.
+def test_a_first_token_does_not_wait_for_the_next(engine, chat, monkeypatch):
+    gate, collect = Gate(), RollingBatch.collect
+
+    def gated(batch):
+        if batch._on_their_way is not None:
+            gate.go_through()
+        collect(batch)
+
+    monkeypatch.setattr(RollingBatch, "collect", gated)
+    gate.shut()
+    ticket = ask(engine, "waits for its second token")
+    events = iter(ticket)
+    first = next(events)
+    assert len(first.ids) == 1 and ticket.first is not None
+    gate.open()
+    rest = list(events)
+    assert first.text + "".join(event.text for event in rest) == alone(chat, ticket)
 
 
 def test_those_who_come_meanwhile_are_read_together(engine, chat, gate):

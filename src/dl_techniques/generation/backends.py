@@ -40,6 +40,11 @@ class Programs:
         """How many combinations of shapes and choices were compiled."""
         return len(self._signatures)
 
+    @property
+    def run_beside(self) -> bool:
+        """Whether programs go on beside the caller, who waits only when the arrays are read."""
+        return keras.backend.backend() == "jax"
+
     def hold_weights(self, held: bool = True) -> None:
         """Promise that the weights stay as they are, or take the promise back.
 
@@ -53,11 +58,6 @@ class Programs:
     def encode(self, images):
         """See `programs.encode`."""
         return self._call(programs.encode, {}, (), images)
-
-    def empty_cache(self, batch: int, slots: int):
-        """See `LanguageDecoder.make_cache`."""
-        make = self._model.language_decoder.make_cache
-        return self._call(make, {"batch_size": batch, "max_length": slots}, (), with_model=False)
 
     def prefill(self, inputs, cache, mask, start):
         """See `programs.prefill`; cache and mask are used up."""
@@ -89,10 +89,10 @@ class Programs:
         static = {"slots": slots}
         return self._call(row_programs.arranged, static, (), state, order, with_model=False)
 
-    def taken_rows(self, cache, rows, slots: int):
-        """See `row_programs.taken_rows`."""
+    def taken_row(self, cache, row, slots: int):
+        """See `row_programs.taken_row`."""
         static = {"slots": slots}
-        return self._call(row_programs.taken_rows, static, (), cache, rows, with_model=False)
+        return self._call(row_programs.taken_row, static, (), cache, row, with_model=False)
 
     def run(self, program: Callable, *args):
         """Call another function of the model and of arrays; nothing is used up."""

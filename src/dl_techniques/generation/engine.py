@@ -100,8 +100,8 @@ class Engine:
         inputs, slots = self._bucketed(inputs, limit - new_tokens, pad_id)
         if earlier is None:
             room = bucket(slots + bucket(new_tokens, TOKEN_BUCKET), TOKEN_BUCKET)
-            rows = len(inputs["text_tokens"])
-            earlier = CacheState.empty(self.programs, rows, min(room, limit))
+            mask = np.ones((len(inputs["text_tokens"]), min(room, limit)), bool)
+            earlier = CacheState([], mask, 0)
         logits, cache, mask = self.programs.prefill(
             inputs, earlier.cache, earlier.mask, np.int32(earlier.used)
         )
@@ -155,7 +155,7 @@ class CacheState:
     """A cache, part of which is used.
 
     Attributes:
-        cache: Of `slots` slots.
+        cache: Of `slots` slots; empty if there is none yet.
         mask: bool[B, slots]; True for what may be seen, and from `used` on.
         used: The first free slot.
     """
@@ -168,11 +168,6 @@ class CacheState:
     def slots(self) -> int:
         """How many slots the cache has."""
         return self.mask.shape[1]
-
-    @classmethod
-    def empty(cls, programs: Programs, batch: int, slots: int) -> "CacheState":
-        """Return a cache without content."""
-        return cls(programs.empty_cache(batch, slots), np.ones((batch, slots), bool), 0)
 
 
 @dataclass

@@ -48,7 +48,7 @@ def prefill(model, inputs: dict, cache, mask, start):
         model: A `VisionLanguageModel`.
         inputs: `text_tokens` int32[B, T], `attention_mask` bool[B, T], and with images
             `vision_embeds` float[B, I, T', D] and `num_images` int32[B].
-        cache: Of L slots, filled before `start`.
+        cache: Of L slots, filled before `start`; empty for a new one.
         mask: bool[B, L].
         start: The slot of the first token.
 
@@ -57,6 +57,7 @@ def prefill(model, inputs: dict, cache, mask, start):
     """
     fused = model.embed(inputs)
     decoder = model.language_decoder
+    cache = cache or decoder.make_cache(*mask.shape)
     mask = write_slots(mask, fused["attention_mask"], start)
     context = {name: fused[name] for name in ("context", "context_mask") if name in fused}
     image_ids = fused.get("image_ids")

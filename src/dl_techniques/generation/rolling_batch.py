@@ -4,6 +4,7 @@ What vLLM and JetStream call continuous batching: rows are read by themselves, t
 whose shapes do not depend on who is in it (https://www.usenix.org/conference/osdi22/presentation/yu).
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +21,6 @@ from dl_techniques.generation.sampling import uniform_numbers
 STEPS = 4
 # The most of the likeliest ids that a request can ask for, as many as OpenAI's clients can.
 MOST_TOP_LOGPROBS = 20
-# The most rows whose caches one program copies.
-TAKEN_TOGETHER = 4
 _KEPT = ("cache", "mask", "token", "held")
 
 
@@ -120,6 +119,10 @@ class RollingBatch:
     Args:
         engine: Runs the programs.
         rows: The most rows.
+
+    Attributes:
+        seats: Those of the present rows.
+        step_seconds: How long a step took lately.
     """
 
     def __init__(self, engine: Engine, rows: int):
@@ -128,7 +131,9 @@ class RollingBatch:
         self._engine = engine
         self._rows = rows
         self._state: dict[str, Any] = {}
+        self._on_their_way: tuple | None = None
         self.seats: list[Seat] = []
+        self.step_seconds = 0.0
 
     @property
     def room(self) -> int:
@@ -141,6 +146,7 @@ class RollingBatch:
         Raises:
             ValueError: if there is no room.
         """
+        self.collect()
         seats, state = joining.seats, joining.state
         rows, read = len(seats), state["mask"].shape[0]
         if rows > self.room:
@@ -158,11 +164,13 @@ class RollingBatch:
         return seats
 
     def advance(self, steps: int = STEPS) -> None:
-        """Choose the next tokens of all rows; of a row that ends, no more are read.
+        """Begin to choose the next tokens of all rows; `collect` gives them to the seats.
 
         Args:
             steps: How many at most, up to `STEPS`.
         """
+        self.collect()
+        began = time.perf_counter()
         going = [seat for seat in self.seats if not seat.ended]
         if not going:
             return
@@ -179,11 +187,23 @@ class RollingBatch:
             state, np.int32(0), np.int32(limit), start, options, choice
         )
         self._state = _kept(state)
-        _push(going, state, int(done))
+        self._on_their_way = going, state, done, began
+        if not self._engine.programs.run_beside:
+            self.collect()
+
+    def collect(self) -> None:
+        """Wait for tokens that are on their way; of a row that ends, no more are taken."""
+        if self._on_their_way is None:
+            return
+        going, state, done, began = self._on_their_way
+        self._on_their_way = None
+        count = int(done)
+        _push(going, state, count)
+        self.step_seconds = (time.perf_counter() - began) / count
 
     def leave(self, seats: Sequence[Seat], keep: bool = False) -> list:
         """Let rows go; return each one's cache, which holds its tokens but the last, if kept."""
-        caches = self._row_caches(seats) if keep else [None] * len(seats)
+        caches = [self._row_cache(seat) if keep else None for seat in seats]
         for seat in seats:
             self.seats.remove(seat)
         if not self.seats:
@@ -205,20 +225,12 @@ class RollingBatch:
             size *= 4
         return min(size, self._rows)
 
-    def _row_caches(self, seats):
-        """Return copies of rows' caches, each as long as it is used."""
-        alike: dict[int, list[Seat]] = {}
-        for seat in seats:
-            used = bucket(seat.start + len(seat.ids), TOKEN_BUCKET)
-            alike.setdefault(min(used, self._slots), []).append(seat)
-        caches: dict[Seat, Any] = {}
-        for used, group in alike.items():
-            for first in range(0, len(group), TAKEN_TOGETHER):
-                some = group[first : first + TAKEN_TOGETHER]
-                rows = np.array([seat.row for seat in some], "int32")
-                taken = self._engine.programs.taken_rows(self._state["cache"], rows, used)
-                caches.update(zip(some, taken, strict=True))
-        return [caches[seat] for seat in seats]
+    def _row_cache(self, seat):
+        """Return a copy of a row's cache, less than twice as long as what is used of it."""
+        used, slots = seat.start + len(seat.ids), self._slots
+        while slots % 2 == 0 and slots // 2 >= used:
+            slots //= 2
+        return self._engine.programs.taken_row(self._state["cache"], np.int32(seat.row), slots)
 
     def _make_room(self, others, rows):
         """Give the batch room for more rows: the slots and whatever else these others have."""

@@ -53,20 +53,17 @@ def arranged(state: dict, order, slots: int) -> dict:
     return {**others, "cache": cache, "mask": _widened(take(state["mask"]), slots, True)}
 
 
-def taken_rows(cache, rows, slots: int) -> list:
-    """Return a copy of each of some rows of a cache, int32[n], with its first `slots` slots."""
+def taken_row(cache, row, slots: int) -> list:
+    """Return a copy of one row, int32[], of a cache, with its first `slots` slots."""
 
-    def of_row(x, row, length):
+    def of_row(x, length):
         # On PyTorch a slice is the batch's own memory, which others write to.
         start = (row,) + (0,) * (len(x.shape) - 1)
         return ops.copy(ops.slice(x, start, (1, length, *x.shape[2:])))
 
     return [
-        [
-            tuple(of_row(x, rows[k], slots if n < 2 else x.shape[1]) for n, x in enumerate(block))
-            for block in cache
-        ]
-        for k in range(rows.shape[0])
+        (*(of_row(x, slots) for x in block[:2]), *(of_row(x, x.shape[1]) for x in block[2:]))
+        for block in cache
     ]
 
 

@@ -92,7 +92,6 @@ class ServingEngine:
         self._running: list[Running | Looking] = []  # All that do not wait any more.
         self._counts: Counter[str] = Counter()
         self._seconds = 1.0  # How long an answer took lately.
-        self._steps = STEPS  # How many are decoded in a turn.
         self._closing = False
         self._condition = threading.Condition()
         self._reader = Reader(model, self._wake)
@@ -270,9 +269,21 @@ class ServingEngine:
         return 0 if self._reader.rows else min(self._batch.room, MOST_TOGETHER)
 
     def _turn(self):
-        """Let go whom nobody waits for, let waiting requests join, decode a few steps."""
-        self._drop()
+        """Start the next steps as soon as the last ones are done; do all else meanwhile."""
+        self._batch.collect()
+        self._leave([r for r in self._running if r.is_seated and r.seat.ended])
         self._take_read()
+        steps = TURN_SECONDS / max(self._batch.step_seconds, 1e-9)
+        self._batch.advance(max(1, min(STEPS, int(steps))))
+        reasons = {running: running.give_news() for running in self._running}
+        for running, reason in reasons.items():
+            if reason is not None:
+                self._end(running, Event(finish_reason=reason))
+        self._drop()
+        self._begin_waiting()
+
+    def _begin_waiting(self):
+        """Let waiting requests be read."""
         joining, tokens = [], 0
         with self._condition:
             most = min(len(self._queue), self._room)
@@ -281,28 +292,17 @@ class ServingEngine:
                 tokens += joining[-1].ticket.prompt_tokens
         self._running += joining
         begun = [running for running in joining if self._begin(running)]
-        for group in reading_groups(begun, self.model.language_decoder.max_positions):
-            self._reader.read(group)
-        self._advance()
-        reasons = {running: running.give_news() for running in self._running}
-        ended = [running for running, reason in reasons.items() if reason is not None]
-        self._leave(ended)
-        for running in ended:
-            self._end(running, Event(finish_reason=reasons[running]))
-
-    def _advance(self):
-        """Decode as many steps as there is time for, by what the last ones took."""
-        if self._batch.seats:
-            began = time.monotonic()
-            self._batch.advance(self._steps)
-            seconds = (time.monotonic() - began) / self._steps
-            self._steps = max(1, min(STEPS, int(TURN_SECONDS / seconds)))
+        groups = reading_groups(begun, self.model.language_decoder.max_positions)
+        nobody_waits = len(groups) == 1 and not self._batch.seats
+        for group in groups:
+            self._reader.read(group, beside=not nobody_waits)
 
     def _begin(self, running) -> bool:
         """Begin a request; tell whether there is something to read for it."""
         try:
             if isinstance(running, Looking):
                 running.begin(self.model)
+                self._end(running, Event(finish_reason="stop"))
                 return False
             running.begin(self.model, self.stop_ids, self.prefixes)
         except Exception as error:
@@ -345,7 +345,7 @@ class ServingEngine:
 
     def _leave(self, ended):
         """Let requests leave the batch, if they are in it; their conversations are kept."""
-        seated = [running for running in ended if running.seat is not None]
+        seated = [running for running in ended if running.is_seated]
         seats = [running.seat for running in seated]
         caches = self._batch.leave(seats, keep=has_sessions(self.model)) if seats else []
         for running, cache in zip(seated, caches, strict=True):
@@ -372,5 +372,5 @@ class ServingEngine:
         with self._condition:
             waiting = self._queue.remove_if(lambda running: True)
         for running in waiting + self._running[:]:
-            running.seat = None
+            running.is_seated = False
             self._end(running, Event(error=error))

@@ -37,15 +37,14 @@ class Looking:
         answer_ids: The answer.
     """
 
-    seat = None  # It takes none in the batch.
+    is_seated = False  # It takes no place in the batch.
 
     def __init__(self, ticket: Ticket, prompt: Prompt, answer_ids: list[int]):
         self.ticket, self.request = ticket, ticket.request
         self._prompt, self._answer_ids = prompt, answer_ids
-        self._found = None
 
     def begin(self, model) -> None:
-        """Compute what is wanted; nothing joins the batch.
+        """Compute what is wanted and hand it on; nothing joins the batch.
 
         Raises:
             ValueError: if an image cannot be decoded.
@@ -53,7 +52,7 @@ class Looking:
         tiles, shares = answer_attention(model, self._prompt, self._answer_ids)
         heat = shares.mean(axis=0)
         brightest = max(heat.max(), 1e-9)
-        self._found, done = [], 0
+        found, done = [], 0
         for count in self._prompt.tiles:
             part = slice(done, done + count)
             done += count
@@ -61,12 +60,8 @@ class Looking:
                 _data_uri(heated(tile, values / brightest, SIDE))
                 for tile, values in zip(tiles[part], heat[part], strict=True)
             ]
-            self._found.append({"share": float(heat[part].sum()), "tiles": pictures})
-
-    def give_news(self) -> str:
-        """Hand on what was found; return why nothing follows."""
-        self.ticket.give(Event(found=self._found))
-        return "stop"
+            found.append({"share": float(heat[part].sum()), "tiles": pictures})
+        self.ticket.give(Event(found=found))
 
 
 def _data_uri(picture) -> str:

@@ -36,11 +36,20 @@ class Reader:
         """Whether there is something to take."""
         return bool(self._groups) and self._groups[0][1].done()
 
-    def read(self, group: Sequence[Running]) -> None:
-        """Let requests be read together, after those that wait already."""
-        future = self._thread.submit(self._read, group)
+    def read(self, group: Sequence[Running], beside: bool = True) -> None:
+        """Let requests be read together, after those that wait already.
+
+        Args:
+            group: Who has begun.
+            beside: Return at once; otherwise they are read in the caller's thread.
+        """
+        if beside:
+            future = self._thread.submit(self._read, group)
+            future.add_done_callback(lambda _: self._on_read())
+        else:
+            future = Future()
+            future.set_result(self._read(group))
         self._groups.append((group, future))
-        future.add_done_callback(lambda _: self._on_read())
 
     def take(self) -> list[Read]:
         """Return what was read since the last time: groups, or one request and why it failed."""

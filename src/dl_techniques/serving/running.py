@@ -23,7 +23,8 @@ class Running:
         new_tokens: The most new tokens.
 
     Attributes:
-        seat: Its place in the batch, once it has joined.
+        seat: Its place in the batch, once it has joined; it keeps the tokens of one who has left.
+        is_seated: Whether it has a place.
         part: What of the prompt is to be read, once it has begun.
         earlier: The cache that holds the rest, or None.
         wanted: What is done for it.
@@ -32,6 +33,7 @@ class Running:
     def __init__(self, ticket: Ticket, prompt: Prompt, positions: int, new_tokens: int):
         self.ticket, self.request, self.positions = ticket, ticket.request, positions
         self.seat: Seat | None = None
+        self.is_seated = False
         self.part = self.earlier = self.wanted = None
         self._prompt, self._new_tokens = prompt, new_tokens
         self._session = self._turn = self._text = None
@@ -65,8 +67,7 @@ class Running:
 
     def sit(self, seat: Seat) -> None:
         """Take a place in the batch; the first token is there."""
-        self.seat = seat
-        self.ticket.first = time.monotonic()
+        self.seat, self.is_seated = seat, True
 
     def give_news(self) -> str | None:
         """Hand on the new tokens; return why the answer has ended, or None."""
@@ -82,13 +83,14 @@ class Running:
             reason, piece = "length", piece + text.finish()
         after = self.ticket.new_tokens = text.length
         if after > before:
+            self.ticket.first = self.ticket.first or time.monotonic()
             told = (seat.ids, seat.logprobs, seat.top_logprobs)
             self.ticket.give(Event(piece, *(tuple(values[before:after]) for values in told)))
         return reason
 
     def leave(self, cache, prefixes: PrefixStore) -> None:
         """Give up its place; its cache, if there is one, is kept for the next turn."""
-        seat, self.seat = self.seat, None
+        seat, self.is_seated = self.seat, False
         if cache is not None:
             self._session.finish(self._turn, cache, seat.start, seat.ids[:-1])
             prefixes.put(self.request.client, self._session)
