@@ -3,7 +3,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from dl_techniques.optimization import AdamW, learning_rate_schedule_builder, optimizer_builder
+from dl_techniques.optimization import (
+    AdamW,
+    learning_rate_schedule_builder,
+    moments,
+    optimizer_builder,
+)
 
 
 class Holder(keras.layers.Layer):
@@ -144,3 +149,20 @@ def test_settings_reach_the_optimizer():
 def test_bad_config(config, message):
     with pytest.raises(ValueError, match=message):
         optimizer_builder(config, 1e-3)
+
+
+def test_weights_that_are_alike_are_traced_once(monkeypatch):
+    traced, less = [], moments._less
+
+    def noted(weight, *args):
+        traced.append(weight.shape)
+        return less(weight, *args)
+
+    monkeypatch.setattr(moments, "_less", noted)
+    layers = [keras.layers.Dense(7, use_bias=False) for _ in range(5)]
+    model = keras.Sequential([keras.Input((7,)), *layers])
+    model.compile(optimizer=AdamW(0.01, beta_1=0.87), loss="mse")  # A program of its own.
+    x = np.ones((2, 7), "float32")
+    losses = [float(model.train_on_batch(x, np.zeros_like(x))) for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0]
+    assert len(traced) == (0 if keras.backend.backend() == "torch" else 1)

@@ -6,15 +6,15 @@ import keras
 from keras import ops
 from keras.src.backend import AutocastScope
 
-from dl_techniques.utils.jax_queries import is_traced_by_jax
+from dl_techniques.utils.traced_once import traced_once, traces
 
 
 class BlockRunner:
     """Calls blocks one after the other; made anew for each call of their stack.
 
-    Where JAX traces, blocks that are alike share one program, with their weights as its arguments:
-    the first is traced, and all are lowered once. With `remat` only the blocks' inputs are kept for
-    the gradients, and their insides are computed again (https://arxiv.org/abs/1604.06174).
+    Where JAX or TensorFlow trace, blocks that are alike share one program, with their weights as
+    its arguments. With `remat` only the blocks' inputs are kept for the gradients, and their
+    insides are computed again (https://arxiv.org/abs/1604.06174).
 
     In both cases the block's variables go in and out as values: what a traced function assigns, the
     seeds of dropout, must not be assigned from inside of it, and a second computation has to draw
@@ -41,7 +41,8 @@ class BlockRunner:
                 counts.
         """
         named = {} if context is None else {"context": context}
-        shares = is_traced_by_jax(x)
+        # What is computed again within a function has no gradient on TensorFlow.
+        shares = traces(x) and not (self._remats and keras.backend.backend() == "tensorflow")
         if not (shares or self._remats):
             return block(x, *args, **named, training=self._training)
         kept = block.non_trainable_variables
@@ -70,12 +71,10 @@ class BlockRunner:
 
     def _shared(self, block):
         """Return the program of all blocks that are like this one."""
-        import jax
-
         kind = _kind(block)
         if kind not in self._programs:
             compute = self._pure(block)
-            self._programs[kind] = jax.jit(keras.remat(compute) if self._remats else compute)
+            self._programs[kind] = traced_once(keras.remat(compute) if self._remats else compute)
         return self._programs[kind]
 
 

@@ -6,13 +6,7 @@ import keras
 from keras import ops
 
 from dl_techniques.optimization import gradient_ops
-from dl_techniques.optimization.moments import (
-    REDUCED,
-    Float32Moments,
-    adam_change,
-    bias_correction,
-    subtract,
-)
+from dl_techniques.optimization.moments import REDUCED, Float32Moments, adam_step, bias_correction
 
 # Two-dimensional tables that are offsets, not weight matrices; `bias` for per-head biases.
 _OFFSETS = re.compile(r"(^|/)(bias|position_embedding|class_embedding|class_token)(/|$)")
@@ -58,17 +52,18 @@ class AdamW(Float32Moments, keras.optimizers.AdamW):
         """
         rate, kept = learning_rate
         i = self._get_variable_index(variable)
-        change = adam_change(
+        adam_step(
             self,
             gradient,
+            variable,
             self._momentums[i],
             self._velocities[i],
             rate,
             (self.beta_1, self.beta_2),
             self.epsilon,
-            self._velocity_hats[i] if self.amsgrad else None,
+            largest=self._velocity_hats[i] if self.amsgrad else None,
+            kept=kept if self._use_weight_decay(variable) else None,
         )
-        subtract(self, variable, change, kept if self._use_weight_decay(variable) else None)
 
     def _clip_gradients(self, grads):
         # Keras squares and scales into fresh copies of every gradient.

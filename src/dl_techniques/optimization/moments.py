@@ -1,6 +1,10 @@
 """Moments of weights in reduced precision: float32, as are the updates computed from them."""
 
+import functools
+
 from keras import ops
+
+from dl_techniques.utils.traced_once import traced_once
 
 REDUCED = ("bfloat16", "float16")
 
@@ -31,37 +35,56 @@ def bias_correction(optimizer, betas):
     return ops.sqrt(1 - betas[1] ** step) / (1 - betas[0] ** step)
 
 
-def adam_change(optimizer, gradient, m, v, rate, betas, epsilon, largest=None):
-    """Update moments by a gradient; return the change to subtract, of the moments' dtype.
+def adam_step(
+    optimizer, gradient, variable, m, v, rate, betas, epsilon, largest=None, kept=None
+) -> None:
+    """Update a weight and its moments by a gradient.
 
     Args:
-        optimizer: the optimizer that holds the moments.
+        optimizer: the optimizer that assigns.
         gradient: gradient of any precision.
+        variable: the weight.
         m: first moment, a variable.
         v: second moment, a variable.
         rate: float32[], the learning rate times `bias_correction`.
         betas: decays of the two moments.
         epsilon: is added to the root of the second moment.
         largest: the largest second moment so far, a variable; None: not AMSGrad.
+        kept: float32[], the share of the weight that decay leaves; None: all of it.
     """
-    gradient = ops.cast(gradient, m.dtype)
-    optimizer.assign_add(m, (gradient - m) * (1 - betas[0]))
-    optimizer.assign_add(v, (ops.square(gradient) - v) * (1 - betas[1]))
-    if largest is not None:
-        optimizer.assign(largest, ops.maximum(largest, v))
-        v = largest
-    return ops.cast(rate, m.dtype) * m / (ops.sqrt(v) + epsilon)
+    changed = [x for x in (variable, m, v, largest) if x is not None]
+    values = map(ops.convert_to_tensor, changed)
+    new = _adam(tuple(betas), epsilon)(ops.cast(gradient, m.dtype), rate, kept, *values)
+    for x, value in zip(changed, new, strict=True):
+        optimizer.assign(x, value)
 
 
-def subtract(optimizer, variable, change, kept=None) -> None:
+@functools.cache
+def _adam(betas, epsilon):
+    """Return (gradient, rate, kept, weight, m, v[, largest]) -> the last ones' new values."""
+
+    def compute(gradient, rate, kept, weight, m, v, *largest):
+        m = m + (gradient - m) * (1 - betas[0])
+        v = v + (ops.square(gradient) - v) * (1 - betas[1])
+        largest = [ops.maximum(x, v) for x in largest]
+        change = ops.cast(rate, m.dtype) * m / (ops.sqrt((largest or [v])[0]) + epsilon)
+        return _less(weight, change, kept), m, v, *largest
+
+    return traced_once(compute)
+
+
+def subtract(optimizer, variable, change) -> None:
     """Subtract a change from a weight of any precision, rounding once.
 
     Args:
         optimizer: the optimizer that assigns.
         variable: the weight.
         change: of float32 at least.
-        kept: float32[], the share of the weight that decay leaves; None: all of it.
     """
-    wide = ops.cast(variable, change.dtype)
+    optimizer.assign(variable, _less(ops.convert_to_tensor(variable), change))
+
+
+def _less(weight, change, kept=None):
+    wide = ops.cast(weight, change.dtype)
     wide = wide if kept is None else wide * ops.cast(kept, change.dtype)
-    optimizer.assign(variable, ops.cast(wide - change, variable.dtype))
+    return ops.cast(wide - change, weight.dtype)

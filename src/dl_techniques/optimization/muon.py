@@ -4,13 +4,7 @@ import keras
 from keras import ops
 
 from dl_techniques.optimization.adamw import takes_weight_decay
-from dl_techniques.optimization.moments import (
-    REDUCED,
-    Float32Moments,
-    adam_change,
-    bias_correction,
-    subtract,
-)
+from dl_techniques.optimization.moments import REDUCED, Float32Moments, adam_step, bias_correction
 
 
 @keras.saving.register_keras_serializable(package="dl_techniques")
@@ -37,4 +31,4 @@ class Muon(Float32Moments, keras.optimizers.Muon):
     def _adamw_update_step(self, gradient, variable, learning_rate, m, v):
         betas = self.adam_beta_1, self.adam_beta_2
         rate = learning_rate * bias_correction(self, betas)
-        subtract(self, variable, adam_change(self, gradient, m, v, rate, betas, self.epsilon))
+        adam_step(self, gradient, variable, m, v, rate, betas, self.epsilon)
