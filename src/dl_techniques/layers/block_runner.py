@@ -6,7 +6,7 @@ import keras
 from keras import ops
 from keras.src.backend import AutocastScope
 
-from dl_techniques.utils.traced_once import traced_once, traces
+from dl_techniques.utils.traced_once import is_traced, traced_once
 
 
 class BlockRunner:
@@ -42,7 +42,7 @@ class BlockRunner:
         """
         named = {} if context is None else {"context": context}
         # What is computed again within a function has no gradient on TensorFlow.
-        shares = traces(x) and not (self._remats and keras.backend.backend() == "tensorflow")
+        shares = is_traced(x) and not (self._remats and keras.backend.backend() == "tensorflow")
         if not (shares or self._remats):
             return block(x, *args, **named, training=self._training)
         kept = block.non_trainable_variables

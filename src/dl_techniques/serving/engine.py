@@ -293,7 +293,7 @@ class ServingEngine:
         self._running += joining
         begun = [running for running in joining if self._begin(running)]
         groups = reading_groups(begun, self.model.language_decoder.max_positions)
-        nobody_waits = len(groups) == 1 and not self._batch.seats
+        nobody_waits = len(groups) == 1 and not self._batch.seats  # To hand it over takes time.
         for group in groups:
             self._reader.read(group, beside=not nobody_waits)
 

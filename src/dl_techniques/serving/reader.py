@@ -12,7 +12,7 @@ Read = tuple[Sequence[Running], Joining | Exception]
 
 
 class Reader:
-    """Reads prompts in a thread of its own, so that answers on their way go on meanwhile.
+    """Reads prompts, in a thread of its own where answers on their way go on meanwhile.
 
     Its other methods must be called from one thread.
 

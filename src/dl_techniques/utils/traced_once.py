@@ -7,7 +7,7 @@ import keras
 from dl_techniques.utils.jax_queries import is_traced_by_jax
 
 
-def traces(x) -> bool:
+def is_traced(x) -> bool:
     """Return whether a tensor stands for values that JAX or TensorFlow will know later."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
