@@ -73,18 +73,21 @@ def test_an_update_reads_its_schedule_once_for_all_weights():
     assert optimizer._learning_rate.read == 1
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("clip", [None, 1.0, 1000.0])
-def test_adamw_follows_its_definition(clip):
+def test_adamw_follows_its_definition(clip, amsgrad):
     config = {"type": "adamw", "weight_decay": 0.1, "epsilon": 1e-3, "beta_2": 0.9}
     if clip:
         config["gradient_clipping_by_norm"] = clip
     optimizer = optimizer_builder(config, 0.01)
+    if amsgrad:
+        optimizer = AdamW.from_config({**optimizer.get_config(), "amsgrad": True})
     rng = np.random.default_rng(0)
     variable = keras.Variable(rng.normal(size=(4, 3)), dtype="float32", name="kernel")
     w = ops.convert_to_numpy(variable).astype("float64")
-    m, v = np.zeros_like(w), np.zeros_like(w)
+    m, v, largest = np.zeros((3, 4, 3))
     for step in range(1, 5):
-        g = rng.normal(size=(4, 3)).astype("float32") * 3
+        g = rng.normal(size=(4, 3)).astype("float32") * (3, 9, 1, 1)[step - 1]
         (value,) = no_grad_apply(optimizer, [g.copy()], [variable])
         g = g.astype("float64")
         if clip:
@@ -93,7 +96,8 @@ def test_adamw_follows_its_definition(clip):
         m = 0.9 * m + 0.1 * g
         v = 0.9 * v + 0.1 * g * g
         rate = 0.01 * np.sqrt(1 - 0.9**step) / (1 - 0.9**step)
-        w -= rate * m / (np.sqrt(v) + 1e-3)
+        largest = np.maximum(largest, v) if amsgrad else v
+        w -= rate * m / (np.sqrt(largest) + 1e-3)
         np.testing.assert_allclose(value, w, rtol=2e-6, atol=1e-7)
     assert int(optimizer.iterations) == 4
 
