@@ -4,7 +4,10 @@ import pytest
 from keras import ops
 
 from dl_techniques.optimization import (
+    Adafactor,
     AdamW,
+    Muon,
+    adafactor,
     learning_rate_schedule_builder,
     moments,
     optimizer_builder,
@@ -155,18 +158,27 @@ def test_bad_config(config, message):
         optimizer_builder(config, 1e-3)
 
 
-def test_weights_that_are_alike_are_traced_once(monkeypatch):
-    traced, less = [], moments._less
+@pytest.mark.parametrize(
+    ("make", "owner", "name", "calls_on_torch"),
+    [
+        # Programs of AdamW are shared by optimizers; this one is of its own.
+        (lambda: AdamW(0.01, beta_1=0.87), moments, "less", 0),
+        (lambda: Adafactor(0.01), adafactor, "less", 15),
+        (lambda: Muon(0.01), keras.optimizers.Muon, "zeropower_via_newtonschulz5", 15),
+    ],
+)
+def test_weights_that_are_alike_are_traced_once(make, owner, name, calls_on_torch, monkeypatch):
+    traced, function = [], getattr(owner, name)
 
-    def noted(weight, *args):
-        traced.append(weight.shape)
-        return less(weight, *args)
+    def noted(*args, **kwargs):
+        traced.append(name)
+        return function(*args, **kwargs)
 
-    monkeypatch.setattr(moments, "_less", noted)
+    monkeypatch.setattr(owner, name, noted)
     layers = [keras.layers.Dense(7, use_bias=False) for _ in range(5)]
     model = keras.Sequential([keras.Input((7,)), *layers])
-    model.compile(optimizer=AdamW(0.01, beta_1=0.87), loss="mse")  # A program of its own.
+    model.compile(optimizer=make(), loss="mse")
     x = np.ones((2, 7), "float32")
     losses = [float(model.train_on_batch(x, np.zeros_like(x))) for _ in range(3)]
     assert losses[2] < losses[1] < losses[0]
-    assert len(traced) == (0 if keras.backend.backend() == "torch" else 1)
+    assert len(traced) == (calls_on_torch if keras.backend.backend() == "torch" else 1)

@@ -1,9 +1,12 @@
 """Adafactor that keeps only the row and column means of squared gradients."""
 
+import functools
+
 import keras
 from keras import ops
 
-from dl_techniques.optimization.moments import subtract
+from dl_techniques.optimization.moments import less
+from dl_techniques.utils.traced_once import traced_once
 
 
 @keras.saving.register_keras_serializable(package="dl_techniques")
@@ -41,26 +44,34 @@ class Adafactor(keras.optimizers.Adafactor):
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one weight and the means of its squared gradients."""
-        moments = self._moments[self._get_variable_index(variable)]
-        gradient = ops.cast(gradient, "float32")
+        changed = [variable, *self._moments[self._get_variable_index(variable)]]
         step = ops.cast(self.iterations + 1, "float32")
-        beta_2 = 1.0 - step**self.beta_2_decay
-        square = ops.square(gradient) + self.epsilon_1
-        if len(moments) == 1:
-            (mean,) = moments
-            self._average(mean, square, beta_2)
-            change = gradient / ops.sqrt(mean)
-        else:
-            row, column = moments
-            self._average(row, ops.mean(square, axis=-1), beta_2)
-            self._average(column, ops.mean(square, axis=-2), beta_2)
-            level = ops.sqrt(ops.mean(row, axis=-1, keepdims=True))
-            change = gradient * ops.expand_dims(level / ops.sqrt(row), -1)
-            change = change / ops.expand_dims(ops.sqrt(column), -2)
-        change = change / ops.maximum(1.0, self._rms(change) / self.clip_threshold)
         rate = ops.minimum(ops.cast(learning_rate, "float32"), 1.0 / ops.sqrt(step))
-        size = self._rms(ops.cast(variable, "float32"))
-        subtract(self, variable, rate * ops.maximum(self.epsilon_2, size) * change)
+        beta_2 = 1.0 - step**self.beta_2_decay
+        values = map(ops.convert_to_tensor, changed)
+        new = self._update(ops.cast(gradient, "float32"), rate, beta_2, *values)
+        for x, value in zip(changed, new, strict=True):
+            self.assign(x, value)
 
-    def _average(self, mean, value, beta_2):
-        self.assign(mean, beta_2 * mean + (1.0 - beta_2) * value)
+    @functools.cached_property
+    def _update(self):
+        """(gradient, rate, beta_2, weight, *means) -> the new weight and means."""
+
+        def compute(gradient, rate, beta_2, weight, *means):
+            square = ops.square(gradient) + self.epsilon_1
+            squares = [square]
+            if len(means) == 2:
+                squares = [ops.mean(square, axis=-1), ops.mean(square, axis=-2)]
+            means = [beta_2 * m + (1.0 - beta_2) * s for m, s in zip(means, squares, strict=True)]
+            if len(means) == 1:
+                change = gradient / ops.sqrt(means[0])
+            else:
+                row, column = means
+                level = ops.sqrt(ops.mean(row, axis=-1, keepdims=True))
+                change = gradient * ops.expand_dims(level / ops.sqrt(row), -1)
+                change = change / ops.expand_dims(ops.sqrt(column), -2)
+            change = change / ops.maximum(1.0, self._rms(change) / self.clip_threshold)
+            size = self._rms(ops.cast(weight, "float32"))
+            return less(weight, rate * ops.maximum(self.epsilon_2, size) * change), *means
+
+        return traced_once(compute)

@@ -68,23 +68,19 @@ def _adam(betas, epsilon):
         v = v + (ops.square(gradient) - v) * (1 - betas[1])
         largest = [ops.maximum(x, v) for x in largest]
         change = ops.cast(rate, m.dtype) * m / (ops.sqrt((largest or [v])[0]) + epsilon)
-        return _less(weight, change, kept), m, v, *largest
+        return less(weight, change, kept), m, v, *largest
 
     return traced_once(compute)
 
 
-def subtract(optimizer, variable, change) -> None:
-    """Subtract a change from a weight of any precision, rounding once.
+def less(weight, change, kept=None):
+    """Return a weight of any precision less a change of float32 at least, rounded once.
 
     Args:
-        optimizer: the optimizer that assigns.
-        variable: the weight.
-        change: of float32 at least.
+        weight: the weight.
+        change: its change.
+        kept: the share of the weight that decay leaves; None: all of it.
     """
-    optimizer.assign(variable, _less(ops.convert_to_tensor(variable), change))
-
-
-def _less(weight, change, kept=None):
     wide = ops.cast(weight, change.dtype)
     wide = wide if kept is None else wide * ops.cast(kept, change.dtype)
     return ops.cast(wide - change, weight.dtype)

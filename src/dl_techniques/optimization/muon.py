@@ -1,10 +1,13 @@
 """Muon for weight matrices, Adam for everything else."""
 
+import functools
+
 import keras
 from keras import ops
 
 from dl_techniques.optimization.adamw import takes_weight_decay
 from dl_techniques.optimization.moments import REDUCED, Float32Moments, adam_step, bias_correction
+from dl_techniques.utils.traced_once import traced_once
 
 
 @keras.saving.register_keras_serializable(package="dl_techniques")
@@ -24,6 +27,16 @@ class Muon(Float32Moments, keras.optimizers.Muon):
         if variable.dtype in REDUCED:
             gradient = ops.cast(gradient, "float32")
         super().update_step(gradient, variable, learning_rate)
+
+    def zeropower_via_newtonschulz5(self, x, steps: int):
+        """Return the matrix with its singular values near one; `steps` is `ns_steps`."""
+        return self._orthogonalise(x)
+
+    @functools.cached_property
+    def _orthogonalise(self):
+        return traced_once(
+            functools.partial(super().zeropower_via_newtonschulz5, steps=self.ns_steps)
+        )
 
     def _should_use_adamw(self, variable):
         return super()._should_use_adamw(variable) or not takes_weight_decay(variable)
