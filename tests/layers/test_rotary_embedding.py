@@ -1,9 +1,12 @@
 import math
 import types
 
+import keras
 import numpy as np
 import numpy_reference as reference
 import pytest
+from keras import ops
+from only_on import only_on
 from tiny_models import run
 
 from dl_techniques.layers import RotaryEmbedding
@@ -46,6 +49,31 @@ def test_scores_depend_on_the_distance_alone():
     np.testing.assert_allclose(scores, scores[:1].repeat(4, 0), atol=1e-3)
     nearer = (run(layer, query, offsets + 2) * run(layer, key, offsets)).sum(-1)
     assert np.abs(nearer - scores).min() > 0.01
+
+
+def compiled_by_xla(function, *args) -> str:
+    """Return the text of a compiled program."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function).lower(*args).compile().as_text()
+    import tensorflow as tf
+
+    traced = tf.function(function, jit_compile=True, autograph=False)
+    return traced.experimental_get_compiler_ir(*map(tf.constant, args))("optimized_hlo")
+
+
+@only_on("jax", "tensorflow")
+def test_xla_computes_the_sines_of_all_layers_once():
+    layers = [RotaryEmbedding(8, name=name) for name in "ab"]
+
+    def two_layers(x, positions):
+        for layer in layers:
+            x = ops.tanh(layer(x, positions) * layer(ops.flip(x, 2), positions))
+        return x
+
+    text = compiled_by_xla(two_layers, _x(2, 5, 3, 8), np.arange(10, dtype="int32").reshape(2, 5))
+    assert text.count(" cosine(") == text.count(" sine(") == 1
 
 
 def test_positions_of_one_row_serve_all_rows():

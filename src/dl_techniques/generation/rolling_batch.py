@@ -222,7 +222,7 @@ class RollingBatch:
         """Return the number of rows of a batch for at least so many."""
         size = 1
         while size < rows:
-            size *= 4
+            size *= 4 if size == 1 else 2
         return min(size, self._rows)
 
     def _row_cache(self, seat):

@@ -3,10 +3,12 @@
 import functools
 import math
 
+import keras
 import numpy as np
 from keras import ops
 
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.utils.jax_queries import jax_platform
 
 LLAMA3_KEYS = {
     "factor",
@@ -56,14 +58,32 @@ class RotaryEmbedding(ConfiguredLayer):
     def call(self, x, positions):
         frequencies = ops.convert_to_tensor(self._frequencies)
         angles = ops.expand_dims(ops.cast(positions, "float32"), -1) * frequencies
-        cos = ops.expand_dims(ops.cos(angles), 2)
-        sin = ops.expand_dims(ops.sin(angles), 2)
+        cos = ops.expand_dims(_computed_once(ops.cos(angles)), 2)
+        sin = ops.expand_dims(_computed_once(ops.sin(angles)), 2)
         first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
         rotated = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
         return ops.cast(rotated, self.compute_dtype)
 
     def compute_output_shape(self, x_shape, positions_shape=None):
         return x_shape
+
+
+def _computed_once(x):
+    """Return x of [-1, 1], for XLA on CPUs as something that it computes once.
+
+    It takes sines for so cheap that it computes those of all positions again for the queries and
+    the keys of each layer. A remainder it does not; that of x by 2 is x, to the bit.
+    """
+    if jax_platform() == "cpu":
+        import jax
+
+        return jax.lax.rem(x, jax.numpy.full_like(x, 2.0))
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if not tf.config.list_physical_devices("GPU"):
+            return tf.truncatemod(x, 2.0)
+    return x
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: dict | None = None) -> np.ndarray:

@@ -265,8 +265,10 @@ class ServingEngine:
 
     @property
     def _room(self):
-        """How many requests can begin: none before all of the last ones were read."""
-        return 0 if self._reader.rows else min(self._batch.room, MOST_TOGETHER)
+        """How many requests can begin: none while others that began wait for the reader."""
+        if self._reader.is_behind:
+            return 0
+        return min(self._batch.room - self._reader.rows, MOST_TOGETHER)
 
     def _turn(self):
         """Start the next steps as soon as the last ones are done; do all else meanwhile."""
@@ -293,7 +295,8 @@ class ServingEngine:
         self._running += joining
         begun = [running for running in joining if self._begin(running)]
         groups = reading_groups(begun, self.model.language_decoder.max_positions)
-        nobody_waits = len(groups) == 1 and not self._batch.seats  # To hand it over takes time.
+        # To hand it over takes time.
+        nobody_waits = len(groups) == 1 and not self._batch.seats and not self._reader.rows
         for group in groups:
             self._reader.read(group, beside=not nobody_waits)
 

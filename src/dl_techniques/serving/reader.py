@@ -32,6 +32,11 @@ class Reader:
         return sum(len(group) for group, _ in self._groups)
 
     @property
+    def is_behind(self) -> bool:
+        """Whether a group waits for another to be read."""
+        return any(not (future.running() or future.done()) for _, future in self._groups)
+
+    @property
     def has_read(self) -> bool:
         """Whether there is something to take."""
         return bool(self._groups) and self._groups[0][1].done()
