@@ -1,5 +1,6 @@
 """Prompts are read beside the decoding of others, and whoever is read may leave."""
 
+import contextlib
 import threading
 import time
 
@@ -10,6 +11,7 @@ from waiting import idle, wait_until
 
 from dl_techniques.generation.rolling_batch import RollingBatch
 from dl_techniques.serving import reader
+from dl_techniques.serving.engine import ServingEngine
 from dl_techniques.serving.requests import ChatRequest, FailedError, TimedOutError
 
 NEW = 12
@@ -144,6 +146,21 @@ def test_those_who_come_meanwhile_are_read_together(engine, chat, gate):
     texts = [ticket.result() for ticket in tickets]
     assert chat.generation_stats()["requests"] == reads + 2
     assert texts == [alone(chat, ticket) for ticket in tickets]
+
+
+def test_the_next_begin_while_the_reader_has_work(chat, gate, pause):
+    with contextlib.closing(ServingEngine(chat, rows=8)) as engine:
+        _, events = answering(engine, pause, "goes on")
+        tickets = [reading(engine, gate, "is read"), ask(engine, "begins")]
+        wait_until(lambda: engine.stats()["waiting"] == 0, 10)
+        tickets += [ask(engine, text) for text in ("waits", "too")]
+        time.sleep(0.1)
+        assert engine.stats()["waiting"] == 2
+        gate.open()
+        pause(False)
+        list(events)
+        texts = [ticket.result() for ticket in tickets]
+        assert texts == [alone(chat, ticket) for ticket in tickets]
 
 
 @pytest.mark.parametrize("way", ["cancelled", "timed out"])
