@@ -244,16 +244,16 @@ def test_whoever_joins_needs_no_new_programs(chat):
 def test_a_batch_has_few_more_rows_than_seats(chat):
     rolling, row = RollingBatch(chat.generation_engine(), 20), row_of(chat, [user("what?")])
     sizes, seats = [], []
-    for count in (1, 2, 5, 9, 20):
+    for count in (1, 2, 5, 20):
         while len(seats) < count:
             seats.append(join(chat, rolling, row, request(64, stop_ids=())))
         advance(rolling)
         sizes.append(rolling._state["token"].shape[0])
-    for count in (17, 16, 8, 4, 3, 1):
+    for count in (17, 16, 4, 3, 1):
         rolling.leave([seats.pop(len(seats) // 2) for _ in range(len(seats) - count)])
         advance(rolling)
         sizes.append(rolling._state["token"].shape[0])
-    assert sizes == [1, 4, 8, 16, 20, 20, 16, 8, 4, 4, 1]
+    assert sizes == [1, 4, 16, 20, 20, 16, 4, 4, 1]
     while not seats[0].ended:
         advance(rolling)
     assert_alone(chat, seats[0], row)

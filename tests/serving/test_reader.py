@@ -148,14 +148,17 @@ def test_those_who_come_meanwhile_are_read_together(engine, chat, gate):
     assert texts == [alone(chat, ticket) for ticket in tickets]
 
 
-def test_the_next_begin_while_the_reader_has_work(chat, gate, pause):
+def test_as_many_as_are_read_begin_meanwhile(chat, gate, pause):
     with contextlib.closing(ServingEngine(chat, rows=8)) as engine:
         _, events = answering(engine, pause, "goes on")
-        tickets = [reading(engine, gate, "is read"), ask(engine, "begins")]
-        wait_until(lambda: engine.stats()["waiting"] == 0, 10)
-        tickets += [ask(engine, text) for text in ("waits", "too")]
-        time.sleep(0.1)
-        assert engine.stats()["waiting"] == 2
+        gate.shut()
+        with engine._condition:
+            tickets = [ask(engine, text) for text in ("read", "both")]
+        gate.wait_for_somebody()
+        for text, waiting in (("one", 1), ("two", 0), ("three", 1), ("four", 2)):
+            tickets.append(ask(engine, text))
+            time.sleep(0.1)
+            wait_until(lambda waiting=waiting: engine.stats()["waiting"] == waiting, 10)
         gate.open()
         pause(False)
         list(events)

@@ -110,7 +110,7 @@ def choose_first(engine: Engine, reading: Reading, requests: Sequence[Request]) 
 
 
 class RollingBatch:
-    """A batch of 1, 4, 8, 16, ... or `rows` rows; larger or smaller as rows join and leave.
+    """A batch of 1, 4, 16, ... or `rows` rows; larger or smaller as rows join and leave.
 
     A row's tokens are those that it gets alone. All shapes are buckets: few numbers of rows, and
     the slots of the longest row. Every method must be called from one thread; others may read rows
@@ -220,9 +220,9 @@ class RollingBatch:
 
     def _size(self, rows):
         """Return the number of rows of a batch for at least so many."""
-        size = 1 if rows == 1 else 4
+        size = 1
         while size < rows:
-            size *= 2
+            size *= 4
         return min(size, self._rows)
 
     def _row_cache(self, seat):

@@ -265,8 +265,11 @@ class ServingEngine:
 
     @property
     def _room(self):
-        """How many requests can begin: none while others that began wait for the reader."""
-        if self._reader.is_behind:
+        """How many requests can begin: none while others wait for the reader.
+
+        While it has work, those who wait begin once they are as many: large groups take less time.
+        """
+        if self._reader.is_behind or self._reader.rows > len(self._queue):
             return 0
         return min(self._batch.room - self._reader.rows, MOST_TOGETHER)
 
