@@ -166,6 +166,7 @@ def test_bad_config(config, message):
         (lambda: Adafactor(0.01), adafactor, "less", 15),
         (lambda: Muon(0.01), keras.optimizers.Muon, "zeropower_via_newtonschulz5", 15),
     ],
+    ids=["adamw", "adafactor", "muon"],
 )
 def test_weights_that_are_alike_are_traced_once(make, owner, name, calls_on_torch, monkeypatch):
     traced, function = [], getattr(owner, name)
