@@ -166,6 +166,19 @@ def test_as_many_as_are_read_begin_meanwhile(chat, gate, pause):
         assert texts == [alone(chat, ticket) for ticket in tickets]
 
 
+def test_nobody_reads_beside_the_reader(engine, chat, gate, pause):
+    other, events = answering(engine, pause, "leaves")
+    tickets = [reading(engine, gate, "is read alone")]
+    other.cancel()
+    list(events)
+    pause(False)
+    tickets.append(ask(engine, "comes when nothing is decoded"))
+    wait_until(lambda: engine.stats()["waiting"] == 0, 10)
+    gate.open()
+    assert [ticket.result() for ticket in tickets] == [alone(chat, ticket) for ticket in tickets]
+    assert gate.passed_by == ["serving-engine", "serving-reader_0", "serving-reader_0"]
+
+
 @pytest.mark.parametrize("way", ["cancelled", "timed out"])
 def test_leaving_while_ones_prompt_is_read(engine, gate, pause, monkeypatch, way):
     _, events = answering(engine, pause, f"goes on beside one that is {way}")
