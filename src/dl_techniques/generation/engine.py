@@ -1,6 +1,7 @@
 """Engine: prompts as arrays to new ids; buckets, caches and the order of the programs."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ class Engine:
         return keras.ops.reshape(embeds, (*images.shape[:2], *embeds.shape[1:]))
 
     def read(
-        self, inputs: dict, new_tokens: int, pad_id: int, earlier: "CacheState | None" = None
+        self, inputs: dict, new_tokens: int, pad_id: int, earlier: Sequence["CacheState"] = ()
     ) -> "Reading":
         """Read prompts into a cache.
 
@@ -91,29 +92,41 @@ class Engine:
             inputs: A checked batch: see `VisionLanguageModel`.
             new_tokens: How many tokens per row will follow.
             pad_id: The id of padding.
-            earlier: A cache to go on with, which already holds what comes before the prompts.
+            earlier: For each row a cache to go on with, which holds what comes before its prompt;
+                of a single row it is used up. Their contexts are of the same sizes. Empty: nothing
+                comes before.
         """
         began = time.perf_counter()
         limit = self.model.language_decoder.max_positions
-        if earlier is not None:
-            limit = earlier.slots - earlier.used
-        inputs, slots = self._bucketed(inputs, limit - new_tokens, pad_id)
-        if earlier is None:
-            room = bucket(slots + bucket(new_tokens, TOKEN_BUCKET), TOKEN_BUCKET)
-            mask = np.ones((len(inputs["text_tokens"]), min(room, limit)), bool)
-            earlier = CacheState([], mask, 0)
-        logits, cache, mask = self.programs.prefill(
-            inputs, earlier.cache, earlier.mask, np.int32(earlier.used)
-        )
-        return Reading(inputs, logits, cache, mask, earlier.used + slots, began)
+        used = max((state.used for state in earlier), default=0)
+        inputs, slots = self._bucketed(inputs, limit - used - new_tokens, pad_id)
+        room = bucket(used + slots + bucket(new_tokens, TOKEN_BUCKET), TOKEN_BUCKET)
+        mask = np.ones((len(inputs["text_tokens"]), min(room, limit)), bool)
+        begun = self._joined(earlier, used, mask) if earlier else CacheState([], mask, 0)
+        logits, cache, mask = self.programs.prefill(inputs, begun.cache, begun.mask, np.int32(used))
+        return Reading(inputs, logits, cache, mask, used + slots, began)
 
     def start(
-        self, inputs: dict, request: Request, earlier: "CacheState | None" = None
+        self, inputs: dict, request: Request, earlier: Sequence["CacheState"] = ()
     ) -> "Decoding":
         """Read prompts, as `read` does, and choose every row's first token."""
         rows = len(inputs["text_tokens"])
         reading = self.read(inputs, request.max_new_tokens, request.pad_id, earlier)
         return Decoding(self, rows, request, reading)
+
+    def _joined(self, earlier, used, mask):
+        """Return caches as rows of one of at least the mask's slots, of which `used` are used."""
+        rows, slots = mask.shape[0], max(mask.shape[1], *(state.slots for state in earlier))
+        mask = pad_to(mask, slots, 1, True)
+        mask[:, :used] = False
+        for row, state in zip(mask, earlier, strict=False):
+            row[: state.used] = state.mask[0, : state.used]
+        first, *others = ({"cache": state.cache, "mask": state.mask} for state in earlier)
+        if first["mask"].shape != mask.shape:
+            first = self.programs.arranged(first, np.zeros(rows, "int32"), slots)
+        for place, other in enumerate(others, 1):
+            first = self.programs.put_rows(first, other, np.array([place], "int32"))
+        return CacheState(first["cache"], mask, used)
 
     def _bucketed(self, inputs, most_slots, pad_id):
         """Return the inputs of `programs.prefill`, rows ending in the same slot, and the slots."""

@@ -35,7 +35,7 @@ class Run:
         session: Session | None = None,
         turn: Turn | None = None,
     ):
-        earlier = None if turn is None else turn.earlier
+        earlier = [] if turn is None or turn.earlier is None else [turn.earlier]
         self._begin = lambda: engine.start(batch, request, earlier)
         self._request, self._texts, self._by_text = request, texts, by_text
         self._session, self._turn = session, turn

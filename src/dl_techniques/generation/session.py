@@ -8,7 +8,6 @@ from itertools import accumulate
 
 import keras
 import numpy as np
-from keras import ops
 
 from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.engine import TOKEN_BUCKET, CacheState
@@ -75,7 +74,7 @@ class Session:
         self._slots: list[int] = []
         self._spans: list[Span] = []
         self._cache = None
-        self._capacity = self.nbytes = 0
+        self.nbytes = 0
 
     @property
     def known(self) -> int:
@@ -107,13 +106,10 @@ class Session:
         kept = self._shared(prompt, spans, _crosses(model))
         used = self._slots[kept - 1] + 1 if kept else 0
         chunk = bucket(len(prompt.ids) - kept, TOKEN_BUCKET)
-        needed = used + chunk + bucket(max_new_tokens, TOKEN_BUCKET)
-        limit = model.language_decoder.max_positions
-        if kept and used + chunk + max_new_tokens > limit:
+        if kept and used + chunk + max_new_tokens > model.language_decoder.max_positions:
             kept = 0  # The gaps between the turns do not fit any more.
         self.reused = kept
-        earlier = self._grown(min(bucket(needed, TOKEN_BUCKET), limit), kept, used)
-        turn = Turn(prompt, spans, self._slots[:kept], earlier)
+        turn = Turn(prompt, spans, self._slots[:kept], self._earlier(kept, used))
         # A turn that is never finished leaves nothing behind.
         self.clear()
         return turn
@@ -132,7 +128,6 @@ class Session:
         self._ids = turn.prompt.ids + [int(i) for i in new_ids]
         self._slots = turn.slots + list(range(start - read, start + len(new_ids)))
         self._cache = cache
-        self._capacity = cache[0][0].shape[1]
         self.nbytes = sum(_bytes_of(x) for block in cache for x in block)
 
     def _shared(self, prompt, spans, crosses) -> int:
@@ -149,19 +144,14 @@ class Session:
             return 0
         return kept
 
-    def _grown(self, capacity, kept, used) -> CacheState | None:
-        """Return the cache with room for `capacity` slots; None if nothing of it is kept."""
+    def _earlier(self, kept, used) -> CacheState | None:
+        """Return the cache, of which the first tokens are kept; None if nothing of it is."""
         if not kept:
             return None
-        capacity = max(capacity, self._capacity)
-        cache = self._cache
-        if capacity > self._capacity:
-            more = ((0, 0), (0, capacity - self._capacity), (0, 0), (0, 0))
-            cache = [(*(ops.pad(x, more) for x in block[:2]), *block[2:]) for block in cache]
-        mask = np.ones((1, capacity), bool)
+        mask = np.ones((1, self._cache[0][0].shape[1]), bool)
         mask[0, :used] = False
         mask[0, self._slots[:kept]] = True
-        return CacheState(cache, mask, used)
+        return CacheState(self._cache, mask, used)
 
 
 def has_sessions(model) -> bool:

@@ -74,7 +74,8 @@ class Reader:
             parts = [running.part for running in group]
             inputs = prompt_batch(engine, model, parts, model.vision_cache)
             new_tokens = max(running.wanted.max_new_tokens for running in group)
-            reading = engine.read(inputs, new_tokens, pad_id, group[0].earlier)
+            earlier = [running.earlier for running in group if running.earlier is not None]
+            reading = engine.read(inputs, new_tokens, pad_id, earlier)
             return [(group, choose_first(engine, reading, [r.wanted for r in group]))]
         except Exception as error:  # Whatever it is ends requests, not the thread.
             if len(group) == 1:

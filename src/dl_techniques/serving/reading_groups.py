@@ -11,33 +11,65 @@ MOST_TOGETHER = 16
 MOST_POSITIONS = 4096
 
 
+# Who goes on from an earlier cache is read by so many: other numbers would be compiled too.
+NUMBERS_GOING_ON = (16, 4, 1)
+
+
 def reading_groups(begun: Sequence[Running], max_positions: int) -> list[list[Running]]:
     """Return groups of requests, so that little of what is read is padding.
 
-    Who goes on from an earlier cache is alone. In a group all prompts take the room of the longest,
-    and have room for the longest answer.
+    Either all of a group go on from an earlier cache, or none. In a group all prompts take the
+    room of the longest, behind the longest cache, and have room for the longest answer.
 
     Args:
         begun: Requests that have begun.
         max_positions: Those that the model has.
     """
-    groups = [[running] for running in begun if running.earlier is not None]
-    waiting = [running for running in begun if running.earlier is None]
-    group: list[Running] = []
-    for running in sorted(waiting, key=lambda running: -running.positions):
-        if not group or not _fits([*group, running], max_positions):
-            group = []
-            groups.append(group)
-        group.append(running)
-    return groups
+    groups: list[list[Running]] = []
+    for running in sorted(begun, key=_place):
+        group = [*groups[-1], running] if groups else []
+        if group and _fits(group, max_positions):
+            groups[-1] = group
+        else:
+            groups.append([running])
+    return [part for group in groups for part in _parts(group)]
+
+
+def _place(running):
+    return _contexts(running), -_used(running), -running.to_read
+
+
+def _contexts(running):
+    """Return what caches must share to be joined: the lengths of what they read by attention."""
+    if running.earlier is None:
+        return (0,)
+    return (1, *(x.shape[1] for block in running.earlier.cache for x in block[2:]))
+
+
+def _used(running):
+    return 0 if running.earlier is None else running.earlier.used
 
 
 def _fits(group, max_positions):
-    longest, *_, shortest = (bucket(running.positions, TOKEN_BUCKET) for running in group)
+    lengths = [bucket(running.to_read, TOKEN_BUCKET) for running in group]
+    used = [_used(running) for running in group]
     answer = max(running.wanted.max_new_tokens for running in group)
     return (
-        len(group) <= MOST_TOGETHER
-        and 2 * longest <= 3 * shortest
-        and group[0].positions + answer <= max_positions
-        and len(group) * longest <= MOST_POSITIONS
+        len({_contexts(running) for running in group}) == 1
+        and len(group) <= MOST_TOGETHER
+        and 2 * max(lengths) <= 3 * min(lengths)
+        and 2 * max(used) <= 3 * bucket(min(used), TOKEN_BUCKET)
+        and max(used) + max(running.to_read for running in group) + answer <= max_positions
+        and len(group) * max(lengths) <= MOST_POSITIONS
     )
+
+
+def _parts(group):
+    if group[0].earlier is None:
+        return [group]
+    parts = []
+    while group:
+        number = next(number for number in NUMBERS_GOING_ON if number <= len(group))
+        parts.append(group[:number])
+        group = group[number:]
+    return parts

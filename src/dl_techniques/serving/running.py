@@ -27,6 +27,7 @@ class Running:
         is_seated: Whether it has a place.
         part: What of the prompt is to be read, once it has begun.
         earlier: The cache that holds the rest, or None.
+        to_read: How many positions the part takes.
         wanted: What is done for it.
     """
 
@@ -35,6 +36,7 @@ class Running:
         self.seat: Seat | None = None
         self.is_seated = False
         self.part = self.earlier = self.wanted = None
+        self.to_read = positions
         self._prompt, self._new_tokens = prompt, new_tokens
         self._session = self._turn = self._text = None
 
@@ -54,6 +56,7 @@ class Running:
             self.part, self.earlier = self._turn.part, self._turn.earlier
             known = self._turn.known
             self.ticket.reused_tokens = self._session.reused
+            self.to_read = self.positions - self._session.reused
         self.wanted = Request(
             self._new_tokens,
             request.sampler,
