@@ -70,6 +70,7 @@ def serve(
         app,
         host=host,
         port=port,
+        http="h11",  # The other one of uvicorn's, taken where it is installed, bounds no headers.
         log_level="warning",
         access_log=False,
         server_header=False,

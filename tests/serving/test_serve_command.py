@@ -25,6 +25,7 @@ def served(command, monkeypatch, chat, caplog):
 def test_it_listens_on_this_machine_alone(served):
     app, options, log = served()
     assert (options["host"], options["port"]) == ("127.0.0.1", 8000)
+    assert options["http"] == "h11"  # Which bounds headers.
     assert app.state.settings.allowed_hosts == ("localhost", "127.0.0.1", "::1")
     assert app.state.settings.model_name == "shapes"
     assert "Everybody" not in log

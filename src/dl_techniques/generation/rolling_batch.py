@@ -49,7 +49,8 @@ class Seat:
     def __post_init__(self):
         self.settings = self.request.sampler.settings()
         room = bucket(self.request.max_new_tokens, TOKEN_BUCKET) + STEPS
-        self.uniform = uniform_numbers(self.request.seeds, room)[0]
+        draws = not self.request.sampler.is_greedy
+        self.uniform = uniform_numbers(self.request.seeds, room)[0] if draws else np.zeros(room)
 
     @property
     def remaining(self) -> int:

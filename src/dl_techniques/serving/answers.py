@@ -1,7 +1,7 @@
 """Answers: tickets of the engine for handlers that must not wait."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 from starlette.concurrency import run_in_threadpool
@@ -9,8 +9,10 @@ from starlette.requests import Request
 
 from dl_techniques.serving.engine import ServingEngine
 from dl_techniques.serving.failures import RefusedError
+from dl_techniques.serving.looking import LookRequest
 from dl_techniques.serving.requests import ChatRequest, Event, Ticket
 
+Asked = ChatRequest | LookRequest
 # Seconds between looks whether the client is still there.
 LOOK = 0.5
 # Proxies end a stream in which nothing comes for long.
@@ -30,12 +32,16 @@ class Answers:
         self._loop = asyncio.get_running_loop()
 
     @classmethod
-    async def ask(cls, engine: ServingEngine, requests: list[ChatRequest]) -> "Answers":
+    async def ask(cls, engine: ServingEngine, requests: Callable[[], list[Asked]]) -> "Answers":
         """Submit requests, all or none.
+
+        Args:
+            engine: Answers.
+            requests: Returns them; called in another thread, as images take time to decode.
 
         Raises:
             RefusedError: for a conversation that the model cannot answer.
-            Exception: what else `ServingEngine.submit` raises.
+            Exception: what else `requests` and `ServingEngine.submit` raise.
         """
         answers = cls()
         try:
@@ -46,7 +52,7 @@ class Answers:
         return answers
 
     def _submit(self, engine, requests):
-        for index, request in enumerate(requests):
+        for index, request in enumerate(requests()):
             self.tickets.append(engine.submit(request, self._listener(index)))
 
     def _listener(self, index):

@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 
 from dl_techniques.serving.answers import Answers
 from dl_techniques.serving.looking import LookRequest
@@ -28,8 +27,10 @@ class AttentionResponse(BaseModel):
 async def attention(body: Conversation, request: Request) -> AttentionResponse:
     """Show where the tokens of a conversation's last message, the model's answer, looked."""
     state = request.app.state
-    messages = await run_in_threadpool(body.conversation, state.settings)
-    asked = LookRequest(messages, client=request.state.client)
-    answers = await Answers.ask(state.engine, [asked])
+
+    def asked():
+        return [LookRequest(body.conversation(state.settings), client=request.state.client)]
+
+    answers = await Answers.ask(state.engine, asked)
     (events,) = await answers.whole(request)
     return AttentionResponse(images=events[0].found)

@@ -4,7 +4,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, File, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 
 from dl_techniques.serving.answers import Answers
 from dl_techniques.serving.images import checked_image
@@ -59,13 +58,15 @@ def upload_image(request: Request, file: Annotated[UploadFile, File()]) -> Uploa
 async def chat(body: ChatMessage, request: Request) -> ChatResponse:
     """Answer one question with the likeliest words."""
     state = request.app.state
-    message = {"role": "user", "content": body.message}
-    if body.image_id is not None:
-        data = await run_in_threadpool(state.uploads.get, body.image_id)
-        image = {"type": "image", "image": data}
-        message["content"] = [image, {"type": "text", "text": body.message}]
-    asked = ChatRequest([message], client=request.state.client)
-    answers = await Answers.ask(state.engine, [asked])
+
+    def asked():
+        message = {"role": "user", "content": body.message}
+        if body.image_id is not None:
+            image = {"type": "image", "image": state.uploads.get(body.image_id)}
+            message["content"] = [image, {"type": "text", "text": body.message}]
+        return [ChatRequest([message], client=request.state.client)]
+
+    answers = await Answers.ask(state.engine, asked)
     (events,) = await answers.whole(request)
     request.state.log.update(new_tokens=answers.tickets[0].new_tokens)
     return ChatResponse(response="".join(event.text for event in events))

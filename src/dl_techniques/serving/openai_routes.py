@@ -8,7 +8,6 @@ from contextlib import aclosing
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
 from dl_techniques.serving.answers import Answers
 from dl_techniques.serving.failures import RefusedError, response_of
@@ -37,7 +36,7 @@ async def chat_completions(
 ) -> JSONResponse | StreamingResponse:
     """Answer a conversation, whole or as server-sent events (`stream`)."""
     completion = _Completion(body, request)
-    answers = await Answers.ask(request.app.state.engine, await run_in_threadpool(completion.asked))
+    answers = await Answers.ask(request.app.state.engine, completion.asked)
     if body.stream:
         # Proxies must not wait for the whole answer either.
         headers = {"X-Accel-Buffering": "no"}
