@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 
 import keras
 import numpy as np
@@ -135,6 +136,35 @@ def test_turns_about_an_image_that_is_read_by_cross_attention():
     assert ticket.reused_tokens > 0
     engine.close()
     assert (answer, text) == (model.generate(first.messages, NEW), model.generate(again, NEW))
+
+
+@pytest.mark.parametrize("make", [chat_model, partial(nvlm_chat_model, "cross_attention")])
+def test_next_turns_of_several_conversations_are_read_together(make, monkeypatch):
+    model = make()
+    engine = ServingEngine(model, 4, max_new_tokens=16)
+    conversations = []
+    for number in range(4):
+        first = ask("what?"[number:], picture(number), client=str(number), new=3 + 3 * number)
+        answer = engine.submit(first).result()
+        conversations.append([*first.messages, assistant(answer or "x"), user("why"[number % 2 :])])
+    idle(engine)
+    counts = count_programs(monkeypatch, model)
+    with engine._condition:  # So that none is begun before all wait.
+        tickets = [
+            engine.submit(ChatRequest(messages, NEW - number, client=str(number)))
+            for number, messages in enumerate(conversations)
+        ]
+    texts = [ticket.result() for ticket in tickets]
+    assert counts["prefill"] == 1
+    assert all(ticket.reused_tokens > 8 for ticket in tickets)
+    # What was read together is known in turn.
+    last = [*conversations[1], assistant(texts[1] or "x"), user("so?")]
+    again = engine.submit(ChatRequest(last, NEW, client="1"))
+    assert again.result() == model.generate(last, NEW)
+    assert again.reused_tokens > tickets[1].reused_tokens + 2
+    engine.close()
+    for number, (text, messages) in enumerate(zip(texts, conversations, strict=True)):
+        assert text == model.generate(messages, NEW - number)
 
 
 def test_images_are_encoded_once(engine, chat):
