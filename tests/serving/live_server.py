@@ -11,7 +11,8 @@ from waiting import wait_until
 def served(app):
     """Serve an app, whose engine stays when it ends; give the port."""
     app.state.ready = True
-    server = uvicorn.Server(uvicorn.Config(app, port=0, http="h11", log_level="error", lifespan="off"))
+    config = uvicorn.Config(app, port=0, http="h11", log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started)
