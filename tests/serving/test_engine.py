@@ -144,7 +144,7 @@ def test_next_turns_of_several_conversations_are_read_together(make, monkeypatch
     engine = ServingEngine(model, 4, max_new_tokens=16)
     conversations = []
     for number in range(4):
-        text = "what is there to see?"[: 3 + 6 * number]
+        text = "please, " * 3 + "what is there to see?"[: 6 * number]
         first = ask(text, picture(number), client=str(number), new=3 + 3 * number)
         answer = engine.submit(first).result()
         conversations.append([*first.messages, assistant(answer or "x"), user("why"[number % 2 :])])
