@@ -138,16 +138,14 @@ def test_turns_about_an_image_that_is_read_by_cross_attention():
     assert (answer, text) == (model.generate(first.messages, NEW), model.generate(again, NEW))
 
 
-@pytest.mark.parametrize(
-    ("make", "shortest"), [(chat_model, 3), (partial(nvlm_chat_model, "cross_attention"), 24)]
-)
-def test_next_turns_of_several_conversations_are_read_together(make, shortest, monkeypatch):
+@pytest.mark.parametrize("make", [chat_model, partial(nvlm_chat_model, "cross_attention")])
+def test_next_turns_of_several_conversations_are_read_together(make, monkeypatch):
     model = make()
     engine = ServingEngine(model, 4, max_new_tokens=16)
     conversations = []
     for number in range(4):
         # Their caches are used to different lengths, within what is joined.
-        text = "please tell me what there is to see in it"[: shortest + 6 * number]
+        text = "please tell me what there is to see in it"[: 24 + 6 * number]
         first = ask(text, picture(number), client=str(number), new=3 + 3 * number)
         answer = engine.submit(first).result()
         conversations.append([*first.messages, assistant(answer or "x"), user("why"[number % 2 :])])
