@@ -6,10 +6,10 @@
 Each client asks its questions one after the other, about pictures of shapes that it draws for
 itself; every fifth request is given up, half of them before the first token. Every other answer is
 compared with the one that `generate` gives to the same question alone. Each number of clients runs
-again and again, each time as other clients whose pictures are not known; the first run counts in
-which nothing was compiled. Printed are new tokens/s of all clients together (of answers that were
-waited for), the ratio to one client's, requests/s, the time to the first token (median and 95th
-percentile) and how many answers were wrong or lost.
+again and again, each time as other clients whose pictures are not known; what counts are the runs
+after the first in which nothing was compiled, of five seconds together. Printed are new tokens/s of
+all clients together (of answers that were waited for), the ratio to one client's, requests/s, the
+time to the first token (median and 95th percentile) and how many answers were wrong or lost.
 
 With `--lengths N` end tokens are ignored, and each answer has a length of its own between 1 and N.
 """
@@ -29,6 +29,7 @@ QUESTIONS = (
 )
 DIFFERENT = 40
 MOST_TOKENS = 32
+SECONDS = 5
 
 
 def different_questions(size: int, lengths: int | None) -> list:
@@ -70,10 +71,10 @@ class Load:
     def __init__(self, engine, asked, answers, requests: int):
         self._engine, self._asked, self._answers = engine, asked, answers
         self._requests, self._runs = requests, 0
-
-    def run(self, clients: int) -> dict:
-        """Return the figures of one run."""
         self._tickets, self._right, self._given_up = [], [], []
+
+    def run(self, clients: int) -> float:
+        """Let so many clients ask once; return how long it took, in seconds."""
         self._runs += 1
         self._engine.model.vision_cache.clear()
         threads = [threading.Thread(target=self._client, args=(k,)) for k in range(clients)]
@@ -82,7 +83,19 @@ class Load:
             thread.start()
         for thread in threads:
             thread.join()
-        seconds = time.perf_counter() - began
+        return time.perf_counter() - began
+
+    def measure(self, clients: int) -> dict:
+        """Return the figures of so many clients."""
+        before = None
+        while before != (now := self._engine.model.generation_stats()["compilations"]):
+            before = now
+            self.run(clients)
+        self._tickets, self._right, self._given_up = [], [], []
+        seconds = asked = 0
+        while seconds < SECONDS:
+            seconds += self.run(clients)
+            asked += clients * self._requests
         firsts = [ticket.first - ticket.began for ticket in self._tickets]
         return {
             "tokens": sum(ticket.new_tokens for ticket in self._tickets) / seconds,
@@ -90,7 +103,7 @@ class Load:
             "p50": float(np.median(firsts)),
             "p95": float(np.percentile(firsts, 95)),
             "wrong": self._right.count(False),
-            "lost": clients * self._requests - len(self._tickets) - len(self._given_up),
+            "lost": asked - len(self._tickets) - len(self._given_up),
         }
 
     def _client(self, client):
@@ -138,10 +151,7 @@ def main():
     )
     one = None
     for clients in numbers:
-        compiled = None
-        while compiled != model.generation_stats()["compilations"]:
-            compiled = model.generation_stats()["compilations"]
-            found = load.run(clients)
+        found = load.measure(clients)
         one = one or found["tokens"]
         print(
             f"{clients:>8}{found['tokens']:>10.1f}{found['tokens'] / one:>7.2f}"
