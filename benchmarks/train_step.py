@@ -4,16 +4,21 @@
 
 float32, batch 2 x 128 tokens (49 of them the image's), AdamW, gradients clipped at norm 1. The
 peer is PyTorch eager, as transformers' users run it. Needs dl_techniques[dev] and the backends.
+In the end it tells how long the step's matrix products alone would take, at the speed at which
+PyTorch multiplies matrices of such sizes: no step in float32 takes much less.
 """
 
 import argparse
 import json
+import time
 
 import numpy as np
 from side_by_side import figure, measure, print_report, run_child
 from smolvlm_peer import IMAGE_ID, IMAGE_SIZE, IMAGE_TOKENS, VOCABULARY, smolvlm, smolvlm_inputs
 
 BATCH, LENGTH = 2, 128
+# Rows, inputs and outputs of products in the encoder's and the decoder's blocks.
+PRODUCTS = ((392, 768, 3072), (392, 768, 768), (256, 576, 1536), (256, 576, 576))
 
 
 def batch(rows: int = BATCH) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -57,13 +62,38 @@ def peer_step():
     return step
 
 
+def products() -> dict:
+    """Return the FLOPs of the step's matrix products, and how many a second PyTorch does."""
+    import torch
+
+    from dl_techniques.models.nano_vlm import create_nanovlm_222m
+    from dl_techniques.training.flops import model_flops
+
+    pixels, ids, _ = batch()
+    inputs = {"images": pixels[:, None], "text_tokens": ids}
+    flops = model_flops(create_nanovlm_222m(image_token_id=IMAGE_ID), inputs)
+    pairs = [(torch.randn(m, k), torch.randn(k, n)) for m, k, n in PRODUCTS]
+    for _ in ("warm-up", "measured"):
+        began, rounds = time.perf_counter(), 0
+        while time.perf_counter() < began + 3:
+            for one, other in pairs:
+                torch.mm(one, other)
+            rounds += 1
+        done = rounds * sum(2 * m * k * n for m, k, n in PRODUCTS)
+        speed = done / (time.perf_counter() - began)
+    return {"flops": flops, "speed": speed}
+
+
 def main() -> None:
     """Measure every backend asked for, or act as one of the two processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=["jax", "tensorflow", "torch"])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--role", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    parser.add_argument("--role", choices=["ours", "peer", "products"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.role == "products":
+        print(json.dumps(products()))
+        return
     if options.role:
         step = our_step() if options.role == "ours" else peer_step()
         print(json.dumps(measure(step, options.rounds)))
@@ -78,6 +108,9 @@ def main() -> None:
         ):
             figures.append(figure(name, backend, ours[key], peer[key], unit))
     print_report(figures)
+    found = run_child(__file__, "products", "torch", options.rounds)
+    flops, speed = found["flops"] / 1e12, found["speed"] / 1e12
+    print(f"products: {flops:.2f} TFLOP, {flops / speed:.2f} s at {speed:.3f} TFLOP/s")
 
 
 if __name__ == "__main__":

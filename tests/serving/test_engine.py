@@ -69,7 +69,7 @@ def test_answers_of_many_at_once_are_those_of_generate(engine, chat, held):
 
 def test_those_who_wait_are_read_together(engine, chat, held, monkeypatch):
     counts = count_programs(monkeypatch, chat)
-    requests = [ask("a" * n, picture(20 + n), client=str(n)) for n in range(2)]
+    requests = [ask("a" * n, picture(20 + n), client=str(n)) for n in range(ROWS)]
     tickets = [engine.submit(request) for request in requests]
     held()
     texts = [ticket.result() for ticket in tickets]
@@ -330,9 +330,10 @@ def test_close_ends_all_requests(chat):
     assert not engine.is_alive
 
 
-def test_warm_up_reads_every_number_of_requests():
+@pytest.mark.parametrize("rows", [3, 5])
+def test_warm_up_reads_every_number_of_requests(rows):
     model = chat_model()
-    engine = ServingEngine(model, 5)
+    engine = ServingEngine(model, rows)
 
     def readings():
         return {each for each in engine._batch._engine.programs._signatures if each[0] == "prefill"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dl_techniques.generation.engine import CacheState
-from dl_techniques.serving.reading_groups import MOST_POSITIONS, reading_groups
+from dl_techniques.serving.reading_groups import MOST_POSITIONS, reading_groups, rows_read
 
 
 def begun(to_read, new_tokens=8, used=0, context=()):
@@ -23,25 +23,34 @@ def lengths(requests, max_positions=10**6):
     return [[running.to_read for running in group] for group in groups]
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(0, []), (1, [1]), (7, [7]), (40, [16, 16, 8])])
-def test_sizes(count, sizes):
-    assert [len(group) for group in lengths([begun(5)] * count)] == sizes
+@pytest.mark.parametrize("used", [0, 9])
+@pytest.mark.parametrize(
+    ("count", "sizes", "rows"),
+    [
+        (0, [], []),
+        (1, [1], [1]),
+        (2, [1, 1], [1, 1]),
+        (3, [3], [4]),
+        (7, [4, 3], [4, 4]),
+        (11, [4, 4, 3], [4, 4, 4]),
+        (13, [13], [16]),
+        (40, [16, 16, 4, 4], [16, 16, 4, 4]),
+    ],
+)
+def test_few_numbers_of_rows(count, sizes, rows, used):
+    groups = reading_groups([begun(5, used=used)] * count, 10**6)
+    assert [len(group) for group in groups] == sizes
+    assert [rows_read(group) for group in groups] == rows
 
 
 def test_like_lengths_are_together():
-    assert lengths([begun(n) for n in (60, 20, 47, 33, 64, 9)]) == [[64, 60, 47, 33], [20, 9]]
+    requests = [begun(n) for n in (60, 20, 47, 33, 64, 9, 11)]
+    assert lengths(requests) == [[64, 60, 47, 33], [20, 11, 9]]
 
 
 def test_who_goes_on_from_a_cache_is_read_with_others_who_do():
     going_on = [begun(n, used=30) for n in (2, 4, 6, 8)]
-    assert lengths([begun(1), *going_on, begun(3)]) == [[3, 1], [8, 6, 4, 2]]
-
-
-@pytest.mark.parametrize(
-    ("count", "sizes"), [(1, [1]), (3, [1] * 3), (6, [4, 1, 1]), (24, [16, 4, 4])]
-)
-def test_few_numbers_go_on_together(count, sizes):
-    assert [len(group) for group in lengths([begun(5, used=9)] * count)] == sizes
+    assert lengths([begun(1), *going_on, begun(3), begun(2)]) == [[3, 2, 1], [8, 6, 4, 2]]
 
 
 def test_like_caches_go_on_together():
@@ -64,13 +73,13 @@ def test_all_have_room_behind_the_longest_cache():
 
 
 def test_all_have_room_for_the_longest_answer():
-    requests = [begun(70, 90), begun(90, 10)]
-    assert lengths(requests, max_positions=170) == [[90], [70]]
-    assert lengths(requests, max_positions=180) == [[90, 70]]
+    requests = [begun(70, 90), begun(80, 10), begun(90, 10)]
+    assert lengths(requests, max_positions=170) == [[90], [80], [70]]
+    assert lengths(requests, max_positions=180) == [[90, 80, 70]]
 
 
 def test_long_prompts_are_not_read_together():
-    half = MOST_POSITIONS // 2
-    assert lengths([begun(half), begun(half)]) == [[half, half]]
-    assert lengths([begun(half), begun(half + 1)]) == [[half + 1], [half]]
+    part = MOST_POSITIONS // 4
+    assert lengths([begun(part)] * 4) == [[part] * 4]
+    assert lengths([begun(part + 1), *[begun(part)] * 2]) == [[part + 1], [part], [part]]
     assert lengths([begun(2 * MOST_POSITIONS)]) == [[2 * MOST_POSITIONS]]

@@ -84,7 +84,12 @@ class Engine:
         return keras.ops.reshape(embeds, (*images.shape[:2], *embeds.shape[1:]))
 
     def read(
-        self, inputs: dict, new_tokens: int, pad_id: int, earlier: Sequence["CacheState"] = ()
+        self,
+        inputs: dict,
+        new_tokens: int,
+        pad_id: int,
+        earlier: Sequence["CacheState"] = (),
+        rows: int | None = None,
     ) -> "Reading":
         """Read prompts into a cache.
 
@@ -95,11 +100,12 @@ class Engine:
             earlier: For each row a cache to go on with, which holds what comes before its prompt;
                 of a single row it is used up. Their contexts are of the same sizes. Empty: nothing
                 comes before.
+            rows: How many rows the arrays get; None: the bucket of the prompts.
         """
         began = time.perf_counter()
         limit = self.model.language_decoder.max_positions
         used = max((state.used for state in earlier), default=0)
-        inputs, slots = self._bucketed(inputs, limit - used - new_tokens, pad_id)
+        inputs, slots = self._bucketed(inputs, limit - used - new_tokens, pad_id, rows)
         room = bucket(used + slots + bucket(new_tokens, TOKEN_BUCKET), TOKEN_BUCKET)
         mask = np.ones((len(inputs["text_tokens"]), min(room, limit)), bool)
         begun = self._joined(earlier, used, mask) if earlier else CacheState([], mask, 0)
@@ -128,7 +134,7 @@ class Engine:
             first = self.programs.put_rows(first, other, np.array([place], "int32"))
         return CacheState(first["cache"], mask, used)
 
-    def _bucketed(self, inputs, most_slots, pad_id):
+    def _bucketed(self, inputs, most_slots, pad_id, rows):
         """Return the inputs of `programs.prefill`, rows ending in the same slot, and the slots."""
         tokens = np.asarray(inputs["text_tokens"])
         mask = inputs.get("attention_mask")
@@ -142,7 +148,7 @@ class Engine:
                 prefix = images * embeds.shape[2]
         longest = max(1, int(mask.sum(axis=1).max()))
         length = min(bucket(longest, TOKEN_BUCKET), most_slots - prefix)
-        batch = bucket(len(tokens))
+        batch = rows or bucket(len(tokens))
 
         def padded_with(value, x):
             x = _left_padded(x, mask, value)[:, -longest:]

@@ -8,7 +8,6 @@ from collections import Counter
 from PIL import Image
 
 from dl_techniques.generation.arguments import check_length, checked_stop_strings, row_seeds
-from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.prompts import gather_prompts
 from dl_techniques.generation.rolling_batch import MOST_TOP_LOGPROBS, STEPS, RollingBatch
 from dl_techniques.generation.sampling import GREEDY, Sampler
@@ -18,7 +17,13 @@ from dl_techniques.serving.fair_queue import FairQueue
 from dl_techniques.serving.looking import Looking, LookRequest
 from dl_techniques.serving.prefix_store import PrefixStore
 from dl_techniques.serving.reader import Reader
-from dl_techniques.serving.reading_groups import MOST_POSITIONS, MOST_TOGETHER, reading_groups
+from dl_techniques.serving.reading_groups import (
+    MOST_POSITIONS,
+    MOST_TOGETHER,
+    NUMBERS,
+    fills,
+    reading_groups,
+)
 from dl_techniques.serving.requests import (
     ChatRequest,
     ClosedError,
@@ -137,9 +142,9 @@ class ServingEngine:
         image = {"type": "image", "image": Image.new("RGB", (64, 64))}
         for sampler in (GREEDY, Sampler(top_k=0)):
             self._answer_together([[text]], sampler)
-            most = min(self.rows, self._queue.most, MOST_TOGETHER)
-            for count in range(1, most + 1):
-                if count in (most, bucket(count)):  # Others are padded to the next one.
+            for number in NUMBERS:
+                count = min(number, self.rows, self._queue.most)
+                if fills(count, number):
                     self._answer_together([[image, text]] * count, sampler)
 
     def _answer_together(self, contents, sampler):

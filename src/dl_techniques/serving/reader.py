@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from dl_techniques.generation.prompts import prompt_batch
 from dl_techniques.generation.rolling_batch import Joining, choose_first
+from dl_techniques.serving.reading_groups import rows_read
 from dl_techniques.serving.running import Running
 
 Read = tuple[Sequence[Running], Joining | Exception]
@@ -75,7 +76,7 @@ class Reader:
             inputs = prompt_batch(engine, model, parts, model.vision_cache)
             new_tokens = max(running.wanted.max_new_tokens for running in group)
             earlier = [running.earlier for running in group if running.earlier is not None]
-            reading = engine.read(inputs, new_tokens, pad_id, earlier)
+            reading = engine.read(inputs, new_tokens, pad_id, earlier, rows_read(group))
             return [(group, choose_first(engine, reading, [r.wanted for r in group]))]
         except Exception as error:  # Whatever it is ends requests, not the thread.
             if len(group) == 1:

@@ -6,13 +6,11 @@ from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.engine import TOKEN_BUCKET
 from dl_techniques.serving.running import Running
 
-MOST_TOGETHER = 16
+# Prompts are read by so many, as rows of a batch are decoded: other numbers would be compiled too.
+NUMBERS = (16, 4, 1)
+MOST_TOGETHER = max(NUMBERS)
 # Reading more at once is no faster, and those who are answered wait for it.
 MOST_POSITIONS = 4096
-
-
-# Who goes on from an earlier cache is read by so many: other numbers would be compiled too.
-NUMBERS_GOING_ON = (16, 4, 1)
 
 
 def reading_groups(begun: Sequence[Running], max_positions: int) -> list[list[Running]]:
@@ -65,11 +63,19 @@ def _fits(group, max_positions):
 
 
 def _parts(group):
-    if group[0].earlier is None:
-        return [group]
     parts = []
     while group:
-        number = next(number for number in NUMBERS_GOING_ON if number <= len(group))
+        number = next(number for number in NUMBERS if fills(len(group), number))
         parts.append(group[:number])
         group = group[number:]
     return parts
+
+
+def fills(count: int, number: int) -> bool:
+    """Return whether so many requests are read as a number of rows, some of them padding."""
+    return 4 * count >= 3 * number
+
+
+def rows_read(group: Sequence[Running]) -> int:
+    """Return how many rows are read for a group; those behind its own are padding."""
+    return min(number for number in NUMBERS if number >= len(group))
