@@ -7,7 +7,7 @@ Each client asks its questions one after the other, about pictures of shapes tha
 itself; every fifth request is given up, half of them before the first token. Every other answer is
 compared with the one that `generate` gives to the same question alone. Each number of clients runs
 again and again, each time as other clients whose pictures are not known; what counts are the runs
-after the first in which nothing was compiled, of five seconds together. Printed are new tokens/s of
+in which nothing was compiled, five seconds of them. Printed are new tokens/s of
 all clients together (of answers that were waited for), the ratio to one client's, requests/s, the
 time to the first token (median and 95th percentile) and how many answers were wrong or lost.
 
@@ -71,10 +71,34 @@ class Load:
     def __init__(self, engine, asked, answers, requests: int):
         self._engine, self._asked, self._answers = engine, asked, answers
         self._requests, self._runs = requests, 0
-        self._tickets, self._right, self._given_up = [], [], []
 
-    def run(self, clients: int) -> float:
-        """Let so many clients ask once; return how long it took, in seconds."""
+    def measure(self, clients: int) -> dict:
+        """Return the figures of so many clients."""
+        tickets, right, seconds, lost = [], [], 0.0, 0
+        while seconds < SECONDS:
+            compilations = self._compilations()
+            run = self._run(clients)
+            if self._compilations() == compilations:
+                seconds += run
+                tickets += self._tickets
+                right += self._right
+                lost += clients * self._requests - len(self._tickets) - len(self._given_up)
+        firsts = [ticket.first - ticket.began for ticket in tickets]
+        return {
+            "tokens": sum(ticket.new_tokens for ticket in tickets) / seconds,
+            "requests": len(tickets) / seconds,
+            "p50": float(np.median(firsts)),
+            "p95": float(np.percentile(firsts, 95)),
+            "wrong": right.count(False),
+            "lost": lost,
+        }
+
+    def _compilations(self):
+        return self._engine.model.generation_stats()["compilations"]
+
+    def _run(self, clients):
+        """Let so many clients ask; return how long it took, in seconds."""
+        self._tickets, self._right, self._given_up = [], [], []
         self._runs += 1
         self._engine.model.vision_cache.clear()
         threads = [threading.Thread(target=self._client, args=(k,)) for k in range(clients)]
@@ -84,27 +108,6 @@ class Load:
         for thread in threads:
             thread.join()
         return time.perf_counter() - began
-
-    def measure(self, clients: int) -> dict:
-        """Return the figures of so many clients."""
-        before = None
-        while before != (now := self._engine.model.generation_stats()["compilations"]):
-            before = now
-            self.run(clients)
-        self._tickets, self._right, self._given_up = [], [], []
-        seconds = asked = 0
-        while seconds < SECONDS:
-            seconds += self.run(clients)
-            asked += clients * self._requests
-        firsts = [ticket.first - ticket.began for ticket in self._tickets]
-        return {
-            "tokens": sum(ticket.new_tokens for ticket in self._tickets) / seconds,
-            "requests": len(self._tickets) / seconds,
-            "p50": float(np.median(firsts)),
-            "p95": float(np.percentile(firsts, 95)),
-            "wrong": self._right.count(False),
-            "lost": asked - len(self._tickets) - len(self._given_up),
-        }
 
     def _client(self, client):
         for k in range(self._requests):
