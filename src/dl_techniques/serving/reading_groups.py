@@ -38,7 +38,7 @@ def _place(running):
 
 
 def _contexts(running):
-    """Return what caches must share to be joined: the lengths of what they read by attention."""
+    """Return what caches must share to be joined: the lengths of what cross-attention reads."""
     if running.earlier is None:
         return (0,)
     return (1, *(x.shape[1] for block in running.earlier.cache for x in block[2:]))
