@@ -14,6 +14,7 @@ from waiting import ROWS, idle, wait_until
 from dl_techniques.generation import Sampler
 from dl_techniques.generation.rolling_batch import STEPS
 from dl_techniques.serving.engine import ServingEngine
+from dl_techniques.serving.reading_groups import reading_groups
 from dl_techniques.serving.requests import (
     ChatRequest,
     ClosedError,
@@ -150,7 +151,13 @@ def test_next_turns_of_several_conversations_are_read_together(make, monkeypatch
         answer = engine.submit(first).result()
         conversations.append([*first.messages, assistant(answer or "x"), user("why"[number % 2 :])])
     idle(engine)
-    counts = count_programs(monkeypatch, model)
+    counts, groups = count_programs(monkeypatch, model), []
+
+    def grouped(begun, most):
+        groups.extend(found := reading_groups(begun, most))
+        return found
+
+    monkeypatch.setattr("dl_techniques.serving.engine.reading_groups", grouped)
     with engine._condition:  # So that none is begun before all wait.
         tickets = [
             engine.submit(ChatRequest(messages, NEW - number, client=str(number)))
@@ -158,6 +165,9 @@ def test_next_turns_of_several_conversations_are_read_together(make, monkeypatch
         ]
     texts = [ticket.result() for ticket in tickets]
     assert counts["prefill"] == 1
+    assert [[r.to_read for r in g] for g in groups] == [
+        [len(r.part.ids) for r in g] for g in groups
+    ]
     assert all(ticket.reused_tokens > 8 for ticket in tickets)
     # What was read together is known in turn.
     last = [*conversations[1], assistant(texts[1] or "x"), user("so?")]

@@ -20,7 +20,7 @@ from dl_techniques.serving.reader import Reader
 from dl_techniques.serving.reading_groups import (
     MOST_POSITIONS,
     MOST_TOGETHER,
-    NUMBERS,
+    NUMBERS_OF_ROWS,
     fills,
     reading_groups,
 )
@@ -142,7 +142,7 @@ class ServingEngine:
         image = {"type": "image", "image": Image.new("RGB", (64, 64))}
         for sampler in (GREEDY, Sampler(top_k=0)):
             self._answer_together([[text]], sampler)
-            for number in NUMBERS:
+            for number in NUMBERS_OF_ROWS:
                 count = min(number, self.rows, self._queue.most)
                 if fills(count, number):
                     self._answer_together([[image, text]] * count, sampler)

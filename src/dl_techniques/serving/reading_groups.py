@@ -7,8 +7,8 @@ from dl_techniques.generation.engine import TOKEN_BUCKET
 from dl_techniques.serving.running import Running
 
 # Prompts are read by so many, as rows of a batch are decoded: other numbers would be compiled too.
-NUMBERS = (16, 4, 1)
-MOST_TOGETHER = max(NUMBERS)
+NUMBERS_OF_ROWS = (16, 4, 1)
+MOST_TOGETHER = max(NUMBERS_OF_ROWS)
 # Reading more at once is no faster, and those who are answered wait for it.
 MOST_POSITIONS = 4096
 
@@ -65,7 +65,7 @@ def _fits(group, max_positions):
 def _parts(group):
     parts = []
     while group:
-        number = next(number for number in NUMBERS if fills(len(group), number))
+        number = next(number for number in NUMBERS_OF_ROWS if fills(len(group), number))
         parts.append(group[:number])
         group = group[number:]
     return parts
@@ -78,4 +78,4 @@ def fills(count: int, number: int) -> bool:
 
 def rows_read(group: Sequence[Running]) -> int:
     """Return how many rows are read for a group; those behind its own are padding."""
-    return min(number for number in NUMBERS if number >= len(group))
+    return min(number for number in NUMBERS_OF_ROWS if number >= len(group))
