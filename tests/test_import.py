@@ -1,6 +1,10 @@
 """Imports: one backend is enough, and no other is loaded."""
 
+import ast
+import importlib
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -112,3 +116,21 @@ print("done", *failed)
     keras_data = [f"{name}:keras" for name in ("tensorflow_batches", "vqa_batches", "vqa_dataset")]
     expected = {"preprocessing": [], "datasets": keras_data}
     assert [name.removeprefix(f"dl_techniques.{package}.") for name in failed] == expected[package]
+
+
+def test_what_the_readme_imports_is_there():
+    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    imports = [
+        node
+        for block in blocks
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("dl_techniques")
+    ]
+    missing = [
+        f"{node.module}.{alias.name}"
+        for node in imports
+        for alias in node.names
+        if not hasattr(importlib.import_module(node.module), alias.name)
+    ]
+    assert len(imports) > 20 and not missing
