@@ -1,5 +1,6 @@
 """The chat at a real pseudo-terminal."""
 
+import contextlib
 import json
 import os
 import pty
@@ -50,9 +51,9 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def terminal(checkpoint):
-    """A running chat, which every test takes over as the last one left it."""
+@contextlib.contextmanager
+def started(checkpoint):
+    """A chat at a terminal of its own."""
     environment = os.environ | {"XDG_STATE_HOME": str(checkpoint / "state"), "TERM": "dumb"}
     # Not by pexpect itself, which would fork this process with its threads.
     ours, theirs = pty.openpty()
@@ -76,6 +77,20 @@ def terminal(checkpoint):
     child.close()
 
 
+@pytest.fixture(scope="module")
+def running(checkpoint):
+    with started(checkpoint) as chat:
+        yield chat
+
+
+@pytest.fixture
+def terminal(running):
+    """The running chat at the beginning of a conversation of short answers."""
+    say(running, "/clear")
+    say(running, "/set max_new_tokens 20")
+    return running
+
+
 def say(terminal, line):
     """Type a line and return what is printed until the next prompt."""
     terminal.sendline(line)
@@ -87,8 +102,8 @@ def say(terminal, line):
 def test_settings_and_help(terminal):
     assert "ctrl-C" in say(terminal, "/help")
     assert "temperature 0" in say(terminal, "/set")
-    assert say(terminal, "/set max_new_tokens 20").strip() == ""
-    assert "max_new_tokens 20" in say(terminal, "/set")
+    assert say(terminal, "/set max_new_tokens 5").strip() == ""
+    assert "max_new_tokens 5" in say(terminal, "/set")
     for wrong, message in (
         ("/set colour 3", "There is no setting 'colour'"),
         ("/set top_k x", "top_k must be a number, got 'x'"),
@@ -106,7 +121,7 @@ def test_an_answer_with_its_speed(terminal):
     assert re.search(r"[a-z]{20}\s+20 tokens, [\d.]+ tokens/s", answer)
 
 
-def test_images_by_path_and_by_completed_command(terminal):
+def test_conversation_with_images_by_path_and_by_completed_command(terminal, checkpoint):
     assert "[my picture.png: 30 x 20]" in say(terminal, r"see my\ picture.png what is it?")
     terminal.send("/image my\t")
     terminal.expect_exact(r"my\ picture.png ")
@@ -114,9 +129,6 @@ def test_images_by_path_and_by_completed_command(terminal):
     terminal.expect_exact("[my picture.png: 30 x 20]")
     terminal.expect_exact(PROMPT)
     assert re.search(r"\d+ tokens", say(terminal, "and here?"))
-
-
-def test_save_and_clear(terminal, checkpoint):
     assert "messages written" in say(terminal, "/save saved.json")
     messages = json.loads((checkpoint / "saved.json").read_text())["messages"]
     images = [p for m in messages[::2] for p in m["content"] if p["type"] == "image"]
@@ -146,9 +158,11 @@ def test_control_c_stops_the_answer_and_not_the_program(terminal):
     assert "tokens" in say(terminal, "still there?")
 
 
-def test_the_end(terminal, checkpoint):
-    terminal.send("\x04")
-    terminal.expect(pexpect.EOF)
-    assert terminal.process.wait(60) == 0
+def test_the_end(checkpoint):
+    with started(checkpoint) as chat:
+        say(chat, "/help")
+        chat.send("\x04")
+        chat.expect(pexpect.EOF)
+        assert chat.process.wait(60) == 0
     history = checkpoint / "state" / "dl_techniques" / "chat_history"
-    assert "still there?" in history.read_text() and history.stat().st_mode & 0o077 == 0
+    assert "/help" in history.read_text() and history.stat().st_mode & 0o077 == 0
