@@ -204,6 +204,16 @@ def test_a_device_of_fully_sharded_training_holds_an_eighth():
 
 
 @only_on("jax")
+def test_frozen_weights_are_sharded_too():
+    trained = plan_training(tiny_config(), 8, 16, layout="fsdp", devices=8)
+    frozen = plan_training(
+        tiny_config(), 8, 16, layout="fsdp", devices=8, trainable=["modality_projection"]
+    )
+    assert frozen.weights == trained.weights
+    assert frozen.gradients < trained.gradients / 8
+
+
+@only_on("jax")
 def test_tensor_layouts_split_what_their_rules_say():
     matrices, vectors = weight_sizes()
     whole = 4 * (48 * 16 + 16 * 16)  # The patches' projection and positions.

@@ -148,9 +148,10 @@ def plan_training(
     _check(batch_size, length, images, precision, chunk_size, accumulation_steps, device)
     skeleton = make_skeleton(model, precision, remat)
     images = images if skeleton.vision_encoder is not None else 0
+    # Weights are laid out as they are made, before some are frozen.
+    placed = PlannedLayout(skeleton, layout, devices, model_parallel)
     if trainable is not None:
         without_values(lambda: train_only(skeleton, trainable))
-    placed = PlannedLayout(skeleton, layout, devices, model_parallel)
     state = _optimizer_variables(
         skeleton, optimizer, ema_decay, trainable, accumulation_steps, precision
     )
