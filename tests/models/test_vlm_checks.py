@@ -1,5 +1,6 @@
 """Batches that do not fit are refused before a step, or turn into NaN where nobody could look."""
 
+import grain
 import keras
 import numpy as np
 import pytest
@@ -60,12 +61,22 @@ class _OneBatch(keras.utils.PyDataset):
         return self.batch, _labels(self.batch)
 
 
+def _grain_dataset(batch):
+    return grain.MapDataset.source([(batch, _labels(batch))])
+
+
 WAYS_IN = {
     "call": lambda model, batch: model(batch),
     "fit_arrays": lambda model, batch: model.fit(batch, _labels(batch), verbose=0),
     "fit_dataset": lambda model, batch: model.fit(_OneBatch(batch), verbose=0),
     "fit_generator": lambda model, batch: model.fit(
         ((batch, _labels(batch)) for _ in range(1)), steps_per_epoch=1, shuffle=False, verbose=0
+    ),
+    "fit_grain": lambda model, batch: model.fit(
+        _grain_dataset(batch), steps_per_epoch=1, shuffle=False, verbose=0
+    ),
+    "fit_grain_stream": lambda model, batch: model.fit(
+        _grain_dataset(batch).to_iter_dataset(), steps_per_epoch=1, shuffle=False, verbose=0
     ),
     "validation_arrays": lambda model, batch: model.fit(
         mixed_batch(), _labels(mixed_batch()), validation_data=(batch, _labels(batch)), verbose=0

@@ -1,5 +1,6 @@
 """Host-side checks of a batch: ids in range, as many placeholders as image tokens."""
 
+import functools
 import types
 
 import keras
@@ -279,14 +280,22 @@ def _checked_batch(checks, batch):
 def checked_data(checks: BatchChecks, x, y=None):
     """Return `x`, any data that Keras takes, such that every batch of it is checked.
 
-    Arrays are checked at once; a PyDataset or generator batch by batch. Of `tf.data` and PyTorch
-    loaders the batches are checked where the model runs eagerly; in a compiled step a batch with
-    too many placeholders gives NaN (see `placeholder_fusion`).
+    Arrays are checked at once; a PyDataset, generator or grain dataset batch by batch. Of `tf.data`
+    and of PyTorch's and grain's loaders the batches are checked where the model runs eagerly; in a
+    compiled step a batch with too many placeholders gives NaN (see `placeholder_fusion`).
     """
     if isinstance(x, keras.utils.PyDataset):
         return _CheckedDataset(checks, x)
     if isinstance(x, types.GeneratorType):
         return (_checked_batch(checks, batch) for batch in x)
+    if _is_grain_dataset(x):
+        return x.map(functools.partial(_checked_batch, checks))
     if isinstance(x, dict) or hasattr(x, "shape"):
         checks.check(x, y)
     return x
+
+
+def _is_grain_dataset(x):
+    """Tell without grain, which need not be there."""
+    modules = {base.__module__.partition(".")[0] for base in type(x).__mro__}
+    return "grain" in modules and hasattr(x, "map")
