@@ -16,7 +16,7 @@ from dl_techniques.models.families import TOTAL_PARAMS
 from dl_techniques.models.nano_vlm import NANOVLM_CONFIGS
 from dl_techniques.preprocessing.tokenizer import CharacterTokenizer
 from dl_techniques.training import run
-from dl_techniques.training.recipes import get_recipe
+from dl_techniques.training.recipes import RECIPES, get_recipe
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,16 @@ def test_train_flags_change_the_recipe(command, trained):
 def test_train_without_flags_is_the_default_recipe(command, trained):
     assert command("train")[0] == 0
     assert trained == [(get_recipe("default"), {})]
+
+
+def test_help_lists_recipes_and_the_settings_as_they_would_be(command, trained):
+    code, out, _ = command("train", "--recipe", "demo", "--batch_size", "7", "--help")
+    settings = {**get_recipe("demo"), "batch_size": 7}
+    lines = out.splitlines()
+    assert code == 0 and trained == []
+    assert "  --batch_size 7" in lines and "  --ema_decay null" in lines
+    assert [line.split()[0] for line in lines[-len(settings) :]] == [f"--{key}" for key in settings]
+    assert all(name in lines[1] for name in RECIPES)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@
     python train/train_nanovlm.py --recipe easy_vqa --data FOLDER
     python train/train_nanovlm.py --model nanovlm_mini --data FOLDER --epochs 3 --batch_size 16
 
-The backend is chosen by KERAS_BACKEND. Every key of the config is a flag; --resume goes on where
-the run in --output_dir stopped.
+The backend is chosen by KERAS_BACKEND. Every key of the config is a flag, --help lists them;
+--resume goes on where the run in --output_dir stopped.
 """
 
 import sys
 
-from dl_techniques.cli import run_command, train_command
+from dl_techniques.cli import run_command
+from dl_techniques.cli_training import train_command
 from dl_techniques.training.recipes import get_recipe
 
 

@@ -1,6 +1,5 @@
 """The command line: `dl-techniques train | generate | chat | serve | evaluate | convert | ...`."""
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -32,10 +31,12 @@ TokenizerSource = Annotated[
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
     help="Train a recipe. Every setting of it is a flag: --data FOLDER --epochs 3 ...",
 )
 def train(context: typer.Context):
     """Train a model; see `train_command`."""
+    from dl_techniques.cli_training import train_command
     from dl_techniques.training.recipes import get_recipe
 
     # Within typer, which would end a ctrl-C without its message.
@@ -222,56 +223,6 @@ def _refuse(flags: dict, reason: str):
     given = [flag for flag, value in flags.items() if value is not None]
     if given:
         raise ValueError(f"{', '.join(given)} cannot be used here: {reason}.")
-
-
-def train_command(arguments: list[str], get_config) -> None:
-    """Train with flags, among them `--KEY VALUE` for any setting.
-
-    `--recipe NAME` or `--config FILE` (the `config.json` of a run) gives the settings; `--resume`
-    goes on where the run in `--output_dir` stopped; `--restart` begins anew there.
-
-    Args:
-        arguments: The command line; `--KEY=VALUE` will do too. Values are JSON where they read as
-            JSON and the setting is no text by default; else text.
-        get_config: Recipe name -> settings.
-
-    Raises:
-        ValueError: for a wrong flag or setting.
-    """
-    from dl_techniques.checkpoints.json_files import read_json
-    from dl_techniques.training.run import run_training
-
-    switches, changes = _read_flags(arguments)
-    file, recipe = changes.pop("config", None), changes.pop("recipe", "default")
-    config = get_config(recipe) if file is None else read_json(file)
-    wrong = sorted(set(changes) - set(config))
-    if wrong:
-        raise ValueError(f"Unknown settings {wrong}; there are: {', '.join(config)}.")
-    for key, text in changes.items():
-        config[key] = text if isinstance(config[key], str) else _json_or_text(text)
-    run_training(config, **switches)
-
-
-def _read_flags(arguments):
-    """Return the switches that are on, and the texts of the other flags."""
-    switches, changes, rest = {}, {}, list(arguments)
-    while rest:
-        flag, equals, value = rest.pop(0).partition("=")
-        if flag in ("--resume", "--restart") and not equals:
-            switches[flag.removeprefix("--")] = True
-            continue
-        if not flag.startswith("--") or not (equals or rest):
-            raise ValueError(f"Expected --KEY VALUE, got {flag!r}.")
-        key = flag.removeprefix("--").replace("-", "_")
-        changes[key] = value if equals else rest.pop(0)
-    return switches, changes
-
-
-def _json_or_text(text):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def run_command(command) -> None:

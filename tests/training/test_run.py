@@ -389,7 +389,7 @@ def test_a_stage_with_adapters_can_be_resumed(mixed_run, mixed_data, tmp_path):
 
 
 def test_a_run_starts_again_from_its_config_and_says_so(shapes_run, tmp_path, capsys):
-    from dl_techniques.cli import train_command
+    from dl_techniques.cli_training import train_command
 
     folder, results, _ = shapes_run
     flags = ["--config", str(folder / "config.json"), "--output_dir", str(tmp_path / "again")]
