@@ -467,6 +467,15 @@ def test_folders(tmp_path):
         open_source(tmp_path / "image.png")
 
 
+def test_a_folder_of_data_sets_is_not_read_as_the_texts_among_them(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "train.jsonl", [question_row(0)])
+        (tmp_path / name / "answers.txt").write_text("a\nb")
+    with pytest.raises(ValueError, match=r"rows in folders of its own; name one: one, two\."):
+        open_source(tmp_path)
+
+
 def test_split_shards_of_text(tmp_path):
     for k in range(3):
         write_jsonl(tmp_path / f"train-{k}.jsonl", [question_row(k)])

@@ -33,6 +33,7 @@ _OPENERS: dict[str, Callable[[Path], FileRows]] = {
     ".json": open_json,
     ".txt": TextRows,
 }
+_ROWS = (".jsonl", ".csv", ".tsv")
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 
 
@@ -318,12 +319,15 @@ def _files(folder: Path, split: str) -> list[Path]:
     for suffix in (".tar", ".parquet"):
         if shards := sorted(folder.rglob(f"*{suffix}")):
             return _of_split(shards, folder, split)
-    tables = [
-        file
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in (".jsonl", ".csv", ".tsv", ".json")
-    ]
-    files = tables or sorted(folder.rglob("*.txt"))
+    tables = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in (*_ROWS, ".json")]
+    files = tables
+    if not tables:
+        below = {file.parent for suffix in _ROWS for file in folder.rglob(f"*{suffix}")}
+        if below:  # Texts beside rows are answers or vocabularies.
+            raise ValueError(
+                f"'{folder}' has rows in folders of its own; name one: {_names(below, folder)}."
+            )
+        files = sorted(folder.rglob("*.txt"))
     if not files:
         raise ValueError(
             f"'{folder}' holds no data set: expected files that end in {sorted(_OPENERS)}; found "
