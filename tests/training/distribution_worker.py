@@ -24,6 +24,7 @@ from dl_techniques.losses.contrastive_loss import (  # noqa: E402
     SigmoidContrastiveLoss,
 )
 from dl_techniques.losses.nanovlm_loss import NanoVLMLoss  # noqa: E402
+from dl_techniques.models.lora import train_only  # noqa: E402
 from dl_techniques.models.nano_vlm import NanoVLM  # noqa: E402
 from dl_techniques.optimization import optimizer_builder  # noqa: E402
 from dl_techniques.training.distribution import (  # noqa: E402
@@ -140,6 +141,15 @@ def held(model):
     return {"devices": found, "sizes": sizes}
 
 
+def held_when_frozen(model):
+    """Return what the devices hold after a step in which only the projection learned."""
+    train_only(model, ["modality_projection"])
+    parts = {"projection": optimizer_builder({"type": "sgd"}, 1e-2)}
+    model.compile(component_optimizer(parts), NanoVLMLoss())
+    model.train_on_batch(*batch(0))
+    return held(model)
+
+
 def specs(model):
     return {v.path: [*map(str, v.value.sharding.spec)] for v in model.trainable_variables}
 
@@ -174,6 +184,8 @@ def with_layout(layout, model_parallel=1):
         if layout == "fsdp":
             save_state(model, "fsdp_end")
         result |= {"held": held(model), "specs": specs(model), "constrained": constrained}
+        if layout == "fsdp":
+            result["held_frozen"] = held_when_frozen(model)
         if layout == "data":
             result |= uneven_batches(model)
     return result

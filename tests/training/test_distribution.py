@@ -107,6 +107,14 @@ def test_each_device_holds_its_part_of_weights_and_optimizer_state(layout, parts
 
 
 @only_on("jax")
+def test_each_device_holds_its_part_of_frozen_weights(layouts):
+    frozen, trained = (layouts["fsdp"][name]["devices"] for name in ("held_frozen", "held"))
+    for device, found in frozen.items():
+        assert found["weights"] == trained[device]["weights"]
+        assert found["optimizer"] < 0.1 * trained[device]["optimizer"]
+
+
+@only_on("jax")
 def test_devices_of_a_tensor_parallel_group_share_matrices_by_heads_and_hidden_units(layouts):
     found = layouts["tensor"]["specs"]
     block = "language_decoder/block_0/"
