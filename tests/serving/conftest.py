@@ -1,5 +1,6 @@
 """One model and one engine that the tests of serving share, so that little is compiled."""
 
+import math
 import threading
 
 import pytest
@@ -35,3 +36,9 @@ def held(engine, monkeypatch):
     monkeypatch.setattr(engine, "_turn", held_turn)
     yield gate.set
     gate.set()
+
+
+@pytest.fixture(autouse=True)
+def any_speed(monkeypatch):
+    """Who is read together does not depend on how fast the machine is."""
+    monkeypatch.setattr("dl_techniques.serving.engine.READ_SECONDS", math.inf)

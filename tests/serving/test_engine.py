@@ -153,8 +153,8 @@ def test_next_turns_of_several_conversations_are_read_together(make, monkeypatch
     idle(engine)
     counts, groups = count_programs(monkeypatch, model), []
 
-    def grouped(begun, most):
-        groups.extend(found := reading_groups(begun, most))
+    def grouped(begun, *limits):
+        groups.extend(found := reading_groups(begun, *limits))
         return found
 
     monkeypatch.setattr("dl_techniques.serving.engine.reading_groups", grouped)

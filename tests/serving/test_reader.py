@@ -1,6 +1,7 @@
 """Prompts are read beside the decoding of others, and whoever is read may leave."""
 
 import contextlib
+import itertools
 import threading
 import time
 
@@ -9,6 +10,7 @@ from only_on import only_on
 from tiny_chat import user
 from waiting import idle, wait_until
 
+from dl_techniques.generation.backends import Programs
 from dl_techniques.generation.rolling_batch import RollingBatch
 from dl_techniques.serving import reader
 from dl_techniques.serving.engine import ServingEngine
@@ -165,6 +167,50 @@ def test_as_many_as_are_read_begin_meanwhile(chat, gate, pause):
         list(events)
         texts = [ticket.result() for ticket in tickets]
         assert texts == [alone(chat, ticket) for ticket in tickets]
+
+
+def test_slow_prompts_are_read_a_few_at_a_time(chat, monkeypatch):
+    prompt_batch, groups = reader.prompt_batch, []
+
+    def slow(engine, model, parts, *args):
+        groups.append(len(parts))
+        time.sleep(0.02 * len(parts))
+        return prompt_batch(engine, model, parts, *args)
+
+    def groups_of(texts):
+        groups.clear()
+        with engine._condition:
+            tickets = [ask(engine, text) for text in texts]
+        assert [ticket.result() for ticket in tickets] == [alone(chat, t) for t in tickets]
+        return groups[:]
+
+    monkeypatch.setattr(reader, "prompt_batch", slow)
+    with contextlib.closing(ServingEngine(chat, rows=8)) as engine:
+        groups_of("abcd")  # Compiles.
+        monkeypatch.setattr("dl_techniques.serving.engine.READ_SECONDS", 60.0)
+        assert [groups_of("efgh"), groups_of("ijkl")] == [[4], [4]]
+        monkeypatch.setattr("dl_techniques.serving.engine.READ_SECONDS", 0.03)
+        assert groups_of("mnop") == [1] * 4
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_what_compiles_tells_nothing_of_how_long_it_takes(engine, monkeypatch, compiles):
+    prompt_batch = reader.prompt_batch
+
+    def slow(*args):
+        time.sleep(0.3)
+        return prompt_batch(*args)
+
+    for _ in range(2):
+        ask(engine, "read twice").result()
+    before = engine._reader.position_seconds
+    monkeypatch.setattr(reader, "prompt_batch", slow)
+    if compiles:
+        numbers = itertools.count()
+        monkeypatch.setattr(Programs, "compilations", property(lambda programs: next(numbers)))
+    ask(engine, "read slowly").result()
+    idle(engine)
+    assert (engine._reader.position_seconds == before) == compiles
 
 
 def test_nobody_reads_beside_the_reader(engine, chat, gate, pause):

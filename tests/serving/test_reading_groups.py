@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from dl_techniques.generation.engine import CacheState
-from dl_techniques.serving.reading_groups import MOST_POSITIONS, reading_groups, rows_read
+from dl_techniques.serving.reading_groups import (
+    MOST_POSITIONS,
+    positions_read,
+    reading_groups,
+    rows_read,
+)
 
 
 def begun(to_read, new_tokens=8, used=0, context=()):
@@ -17,8 +22,8 @@ def begun(to_read, new_tokens=8, used=0, context=()):
     return SimpleNamespace(to_read=to_read, wanted=wanted, earlier=earlier)
 
 
-def lengths(requests, max_positions=10**6):
-    groups = reading_groups(requests, max_positions)
+def lengths(requests, max_positions=10**6, **limits):
+    groups = reading_groups(requests, max_positions, **limits)
     assert sorted(map(id, sum(groups, []))) == sorted(map(id, requests))
     return [[running.to_read for running in group] for group in groups]
 
@@ -83,3 +88,15 @@ def test_long_prompts_are_not_read_together():
     assert lengths([begun(part)] * 4) == [[part] * 4]
     assert lengths([begun(part + 1), *[begun(part)] * 2]) == [[part + 1], [part], [part]]
     assert lengths([begun(2 * MOST_POSITIONS)]) == [[2 * MOST_POSITIONS]]
+
+
+def test_few_positions_at_a_time():
+    requests = [begun(20)] * 4  # In buckets of 24 positions.
+    assert lengths(requests, most_read=96) == [[20] * 4]
+    assert lengths(requests, most_read=95) == [[20] * 3, [20]]
+    assert lengths(requests, most_read=0.5) == [[20]] * 4
+
+
+def test_positions_are_counted_with_padding():
+    assert positions_read([begun(17)]) == 24
+    assert positions_read([begun(17), begun(9), begun(16)]) == 4 * 24

@@ -43,6 +43,8 @@ COUNTS = (
 )
 # Steps of a large model are decoded one by one: who was read waits for the end of a turn.
 TURN_SECONDS = 0.04
+# Prompts of a large model are read a few at a time: first tokens wait for the end of a group.
+READ_SECONDS = 1.0
 # Attention over tokens is an array of all pairs of them.
 MOST_LOOKED_AT = 2048
 
@@ -295,14 +297,15 @@ class ServingEngine:
     def _begin_waiting(self):
         """Let waiting requests be read."""
         joining, tokens = [], 0
+        most_read = min(MOST_POSITIONS, READ_SECONDS / max(self._reader.position_seconds, 1e-9))
         with self._condition:
             most = min(len(self._queue), self._room)
-            while len(joining) < most and tokens < MOST_POSITIONS:
+            while len(joining) < most and tokens < most_read:
                 joining.append(self._queue.pop())
                 tokens += joining[-1].ticket.prompt_tokens
         self._running += joining
         begun = [running for running in joining if self._begin(running)]
-        groups = reading_groups(begun, self.model.language_decoder.max_positions)
+        groups = reading_groups(begun, self.model.language_decoder.max_positions, most_read)
         # To hand it over takes time.
         nobody_waits = len(groups) == 1 and not self._batch.seats and not self._reader.rows
         for group in groups:

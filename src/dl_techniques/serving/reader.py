@@ -1,12 +1,13 @@
 """Reader: reads prompts beside the thread that decodes."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dl_techniques.generation.prompts import prompt_batch
 from dl_techniques.generation.rolling_batch import Joining, choose_first
-from dl_techniques.serving.reading_groups import rows_read
+from dl_techniques.serving.reading_groups import positions_read, rows_read
 from dl_techniques.serving.running import Running
 
 Read = tuple[Sequence[Running], Joining | Exception]
@@ -20,10 +21,14 @@ class Reader:
     Args:
         model: Reads.
         on_read: Called, in the reader's thread, whenever something was read.
+
+    Attributes:
+        position_seconds: How long a position of a group took lately, when nothing was compiled.
     """
 
     def __init__(self, model, on_read: Callable[[], None]):
         self._model, self._on_read = model, on_read
+        self.position_seconds = 0.0
         self._thread = ThreadPoolExecutor(1, "serving-reader")
         self._groups: deque[tuple[Sequence[Running], Future[list[Read]]]] = deque()
 
@@ -71,13 +76,17 @@ class Reader:
     def _read(self, group) -> list[Read]:
         model = self._model
         engine, pad_id = model.generation_engine(), model.processor.pad_token_id
+        began, compilations = time.perf_counter(), engine.programs.compilations
         try:
             parts = [running.part for running in group]
             inputs = prompt_batch(engine, model, parts, model.vision_cache)
             new_tokens = max(running.wanted.max_new_tokens for running in group)
             earlier = [running.earlier for running in group if running.earlier is not None]
             reading = engine.read(inputs, new_tokens, pad_id, earlier, rows_read(group))
-            return [(group, choose_first(engine, reading, [r.wanted for r in group]))]
+            joining = choose_first(engine, reading, [running.wanted for running in group])
+            if engine.programs.compilations == compilations:
+                self.position_seconds = (time.perf_counter() - began) / positions_read(group)
+            return [(group, joining)]
         except Exception as error:  # Whatever it is ends requests, not the thread.
             if len(group) == 1:
                 return [(group, error)]

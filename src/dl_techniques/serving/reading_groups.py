@@ -13,7 +13,9 @@ MOST_TOGETHER = max(NUMBERS_OF_ROWS)
 MOST_POSITIONS = 4096
 
 
-def reading_groups(begun: Sequence[Running], max_positions: int) -> list[list[Running]]:
+def reading_groups(
+    begun: Sequence[Running], max_positions: int, most_read: float = MOST_POSITIONS
+) -> list[list[Running]]:
     """Return groups of requests, so that little of what is read is padding.
 
     Either all of a group go on from an earlier cache, or none. In a group all prompts take the
@@ -22,11 +24,12 @@ def reading_groups(begun: Sequence[Running], max_positions: int) -> list[list[Ru
     Args:
         begun: Requests that have begun.
         max_positions: Those that the model has.
+        most_read: How many positions a group of several may have.
     """
     groups: list[list[Running]] = []
     for running in sorted(begun, key=_place):
         group = [*groups[-1], running] if groups else []
-        if group and _fits(group, max_positions):
+        if group and _fits(group, max_positions, most_read):
             groups[-1] = group
         else:
             groups.append([running])
@@ -48,7 +51,7 @@ def _used(running):
     return 0 if running.earlier is None else running.earlier.used
 
 
-def _fits(group, max_positions):
+def _fits(group, max_positions, most_read):
     lengths = [bucket(running.to_read, TOKEN_BUCKET) for running in group]
     used = [_used(running) for running in group]
     answer = max(running.wanted.max_new_tokens for running in group)
@@ -58,7 +61,7 @@ def _fits(group, max_positions):
         and 2 * max(lengths) <= 3 * min(lengths)
         and 2 * max(used) <= 3 * bucket(min(used), TOKEN_BUCKET)
         and max(used) + max(running.to_read for running in group) + answer <= max_positions
-        and len(group) * max(lengths) <= MOST_POSITIONS
+        and len(group) * max(lengths) <= most_read
     )
 
 
@@ -79,3 +82,9 @@ def fills(count: int, number: int) -> bool:
 def rows_read(group: Sequence[Running]) -> int:
     """Return how many rows are read for a group; those behind its own are padding."""
     return min(number for number in NUMBERS_OF_ROWS if number >= len(group))
+
+
+def positions_read(group: Sequence[Running]) -> int:
+    """Return how many positions are read for a group, padding included."""
+    longest = max(running.to_read for running in group)
+    return rows_read(group) * bucket(longest, TOKEN_BUCKET)
