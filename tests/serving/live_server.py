@@ -10,7 +10,7 @@ from waiting import wait_until
 @contextlib.contextmanager
 def served(app):
     """Serve an app, whose engine stays when it ends; give the port."""
-    app.state.ready = True
+    app.state.ready.set()
     config = uvicorn.Config(app, port=0, http="h11", log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import threading
+import time
 
 import openai
 import pytest
@@ -11,6 +12,7 @@ from live_server import served
 from tiny_chat import picture, png, user
 from waiting import idle, wait_until
 
+from dl_techniques.generation.rolling_batch import RollingBatch
 from dl_techniques.serving.app import create_app
 from dl_techniques.serving.settings import ServerSettings
 
@@ -67,6 +69,7 @@ def test_a_stream(client):
 
 def test_models_and_errors(client, port):
     assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.BadRequestError, match="max_tokens"):
         ask(client, max_tokens=-1)
     with pytest.raises(openai.NotFoundError, match="only 'tiny'"):
@@ -87,13 +90,38 @@ def test_a_full_server_asks_for_patience(client, engine, held):
     [thread.join() for thread in threads]
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_is_not_answered(engine, held, port, stream):
-    before = engine.stats()["cancelled"]
+def connected(port, stream):
+    """Return a connection on which a long answer is asked for."""
     body = {"model": "tiny", "messages": [user("what?")], "max_tokens": 64, "stream": stream}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     headers = {"Authorization": "Bearer key", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    body = json.dumps(body | {"ignore_eos": True})
+    connection.request("POST", "/v1/chat/completions", body, headers)
+    return connection
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_while_it_is_answered(engine, port, monkeypatch, stream):
+    advance = RollingBatch.advance
+
+    def slow(batch, steps):
+        time.sleep(0.05)
+        advance(batch, 1)
+
+    monkeypatch.setattr(RollingBatch, "advance", slow)
+    before = engine.stats()
+    connection = connected(port, stream)
+    wait_until(lambda: engine.stats()["running"] == 1)
+    connection.close()
+    idle(engine)
+    assert engine.stats()["cancelled"] == before["cancelled"] + 1
+    assert engine.stats()["new_tokens"] < before["new_tokens"] + 40
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_is_not_answered(engine, held, port, stream):
+    before = engine.stats()["cancelled"]
+    connection = connected(port, stream)
     wait_until(lambda: engine.stats()["waiting"] == 1)
     if stream:
         connection.getresponse().read(10)

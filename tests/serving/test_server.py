@@ -6,68 +6,28 @@ import json
 import struct
 import threading
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
+from http_questions import NEW, body, client_of, complete, error_of, question
 from PIL import Image
 from tiny_chat import picture, png, user
-from waiting import ROWS, idle, wait_until
+from waiting import idle, wait_until
 
 from dl_techniques.generation import Sampler
 from dl_techniques.generation.prompts import read_prompt
-from dl_techniques.serving.app import create_app
-from dl_techniques.serving.engine import ServingEngine
 from dl_techniques.serving.failures import RefusedError
 from dl_techniques.serving.requests import FullError
 from dl_techniques.serving.settings import ServerSettings
 from dl_techniques.serving.uploads import UploadStore
 from dl_techniques.visualization.image_attention import image_attention
 
-NEW = 12
-SETTINGS = ServerSettings("tiny", max_body_bytes=60_000, max_pixels=4096, max_images=3)
-
-
-def client_of(engine, settings=SETTINGS, **options):
-    """Return a client of an app whose engine stays when it ends."""
-    app = create_app(engine, settings, warm_up=False)
-    app.state.ready = True
-    return TestClient(app, "http://localhost", raise_server_exceptions=False, **options)
-
 
 @pytest.fixture(scope="module")
 def client(engine):
     return client_of(engine)
-
-
-def uri(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-def question(text="what?", *images):
-    parts = [{"type": "image_url", "image_url": {"url": uri(image)}} for image in images]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
-
-
-def body(*messages, **options):
-    return {
-        "model": "tiny",
-        "messages": list(messages) or [question()],
-        "max_tokens": NEW,
-        "temperature": 0,
-        **options,
-    }
-
-
-def complete(client, *messages, **options):
-    return client.post("/v1/chat/completions", json=body(*messages, **options))
-
-
-def error_of(response, status):
-    assert response.status_code == status, response.text
-    assert set(response.json()) == {"error"}
-    return response.json()["error"]
 
 
 def test_an_answer_is_that_of_generate(client, chat, engine):
@@ -171,9 +131,9 @@ def test_models_and_status(client):
     assert vision["cache"]["max_bytes"] > 0
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json() == {"status": "ready"}
-    client.app.state.ready = False
+    client.app.state.ready.clear()
     assert client.get("/ready").status_code == 503
-    client.app.state.ready = True
+    client.app.state.ready.set()
 
 
 def test_upload_and_chat(client, chat, engine):
@@ -290,7 +250,7 @@ def test_no_url_is_fetched_and_no_file_read(client, url):
         ({"stop": ["a"] * 5}, 400, "at most 4"),
         ({"stop": ""}, 400, "none empty"),
         ({"seed": -1}, 400, "seed"),
-        ({"tools": []}, 400, "tools"),
+        ({"tools": [{"type": "function"}]}, 400, "tools: "),
         ({"top_logprobs": 3}, 400, "top_logprobs needs logprobs=true"),
         ({"top_logprobs": 21, "logprobs": True}, 400, "top_logprobs"),
         ({"frequency_penalty": 1}, 400, "frequency_penalty"),
@@ -370,11 +330,11 @@ def test_unexpected_errors_tell_nothing(client, monkeypatch):
 def test_api_keys(engine):
     client = client_of(engine, ServerSettings("tiny", api_keys=("right", "other")))
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic right"}):
-        for path in ("/v1/models", "/vision", "/metrics", "/docs", "/openapi.json"):
+        for path in ("/v1/models", "/vision", "/metrics", "/attention"):
             response = client.get(path, headers=headers)
             assert error_of(response, 401)["code"] == "invalid_api_key"
             assert response.headers["www-authenticate"] == "Bearer"
-    for path in ("/", "/health", "/ready"):
+    for path in ("/", "/docs", "/openapi.json", "/health", "/ready"):
         assert client.get(path).status_code == 200
     for key in ("right", "other"):
         headers = {"authorization": f"Bearer {key}"}
@@ -382,8 +342,28 @@ def test_api_keys(engine):
     assert "right" not in repr(client.app.state.settings)
 
 
+def test_keys_of_any_characters(engine):
+    client = client_of(engine, ServerSettings("tiny", api_keys=("schlüssel mit lücken",)))
+    key = "Bearer schlüssel mit lücken".encode()
+    assert client.get("/v1/models", headers={"authorization": key}).status_code == 200
+
+
+def test_a_client_is_an_address_and_a_key_that_is_asked_for(engine, caplog):
+    def names(settings):
+        caplog.clear()
+        client = client_of(engine, settings)
+        with caplog.at_level("INFO", "dl_techniques"):
+            for key in ("one", "two"):
+                client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+        return {json.loads(record.message)["client"] for record in caplog.records}
+
+    assert len(names(ServerSettings("tiny"))) == 1
+    assert len(names(ServerSettings("tiny", api_keys=("one", "two")))) == 2
+
+
 def test_foreign_hosts_and_pages(engine):
-    client = client_of(engine, ServerSettings("tiny", allowed_hosts=("localhost", "::1")))
+    hosts = ("LocalHost:80", "::1")
+    client = client_of(engine, ServerSettings("tiny", allowed_hosts=hosts))
     assert client.get("/health", headers={"host": "localhost:8000"}).status_code == 200
     assert client.get("/health", headers={"host": "[::1]:8000"}).status_code == 200
     for host in ("evil.example", "localhost.evil.example", ""):
@@ -425,9 +405,11 @@ def test_metrics(client, engine):
         return float(line.split()[1])
 
     before = value("dl_techniques_new_tokens_total")
+    seconds = value("dl_techniques_decode_seconds_total")
     complete(client, stop=None)
     idle(engine)
     assert value("dl_techniques_new_tokens_total") > before
+    assert value("dl_techniques_decode_seconds_total") > seconds
     assert value("dl_techniques_running") == 0
     text = client.get("/metrics").text
     assert 'http_requests_total{path="/v1/chat/completions",status="200"}' in text
@@ -446,19 +428,6 @@ def test_the_log_has_no_contents(client, caplog):
     assert [line["path"] for line in lines] == ["/v1/chat/completions", "/v1/models", "other"]
     assert lines[0]["new_tokens"] >= 1 and lines[0]["status"] == 200
     assert "secret" not in caplog.text and "testclient" not in caplog.text
-
-
-def test_its_life(chat):
-    engine = ServingEngine(chat, ROWS, max_per_client=1, max_new_tokens=16)
-    app = create_app(engine, SETTINGS)
-    assert not app.state.ready
-    with TestClient(app, "http://localhost") as client:
-        assert client.get("/ready").status_code == client.get("/health").status_code == 200
-        name = client.post("/upload_image", files={"file": png(picture(1))}).json()["image_id"]
-        (file,) = app.state.uploads.folder.iterdir()
-        assert file.name == name and file.parent.stat().st_mode & 0o077 == 0
-    assert not engine.is_alive and not app.state.ready
-    assert not app.state.uploads.folder.exists()
 
 
 def test_uploads_have_an_end(monkeypatch):
@@ -482,8 +451,26 @@ def test_uploads_have_an_end(monkeypatch):
     assert not folder.exists()  # Nobody has the store any more.
 
 
+def test_an_upload_that_does_not_fit_on_the_disk_leaves_nothing(monkeypatch):
+    store, write = UploadStore(10, 60), Path.write_bytes
+
+    def full(path, data):
+        write(path, data[:2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            store.put(b"12345")
+    assert not any(store.folder.iterdir())
+    assert store.get(store.put(b"0123456789")) == b"0123456789"
+    store.close()
+
+
 def test_wrong_settings():
     with pytest.raises(ValueError, match="max_pixels=0 must be at least 1"):
         ServerSettings("x", max_pixels=0)
+    with pytest.raises(ValueError, match="':80' is no name of a host"):
+        ServerSettings("x", allowed_hosts=(":80",))
     with pytest.raises(ValueError, match="key cannot be empty"):
         ServerSettings("x", api_keys=("",))

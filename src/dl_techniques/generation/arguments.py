@@ -8,6 +8,10 @@ from dl_techniques.generation.beam_search import BeamSearch
 from dl_techniques.generation.sampling import SAMPLERS, Sampler
 
 
+class TooLongError(ValueError):
+    """Prompts and the tokens that may follow have more positions than the model."""
+
+
 def find_sampler(sampler) -> Sampler | BeamSearch:
     """Return the sampler of a name, or the one given.
 
@@ -34,12 +38,17 @@ def row_seeds(seed, rows: int) -> np.ndarray:
 
 
 def check_length(model, positions: int, new_tokens: int, name: str) -> None:
-    """Raise ValueError if `new_tokens` is no number, or the prompts leave no room for so many."""
+    """Check that prompts leave room.
+
+    Raises:
+        ValueError: if `new_tokens` is no number.
+        TooLongError: if there is no room for so many.
+    """
     if not isinstance(new_tokens, int | np.integer) or new_tokens < 1:
         raise ValueError(f"{name}={new_tokens!r} must be an int of at least 1.")
     limit = model.language_decoder.max_positions
     if positions + new_tokens > limit:
-        raise ValueError(
+        raise TooLongError(
             f"{positions} prompt positions + {name}={new_tokens} are more than "
             f"max_positions={limit}: shorten the prompts or ask for fewer tokens."
         )

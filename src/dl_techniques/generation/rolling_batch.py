@@ -199,7 +199,10 @@ class RollingBatch:
         going, state, done, began = self._on_their_way
         self._on_their_way = None
         count = int(done)
+        before = sum(len(seat.ids) for seat in going)
         _push(going, state, count)
+        new_tokens = sum(len(seat.ids) for seat in going) - before
+        self._engine.statistics.add_decode(new_tokens, began)
         self.step_seconds = (time.perf_counter() - began) / count
 
     def leave(self, seats: Sequence[Seat], keep: bool = False) -> list:

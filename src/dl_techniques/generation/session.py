@@ -81,6 +81,20 @@ class Session:
         """How many tokens are kept."""
         return len(self._ids)
 
+    def may_share_half(self, ids: list[int], spans: list[Span]) -> bool:
+        """Return False if a prompt cannot share half of it: one look, as there may be thousands.
+
+        Args:
+            ids: Those of a whole conversation.
+            spans: Its `image_spans`.
+        """
+        half = (len(self._ids) + 1) // 2
+        if not 0 < half < len(ids) or self._ids[half - 1] != ids[half - 1]:
+            return False
+        # All images have the same placeholders.
+        own = self._spans
+        return not (own and spans and own[0][0] < half and own[0][2] != spans[0][2])
+
     def shared(self, model, prompt: Prompt, spans: list[Span]) -> int:
         """Return how many tokens of a prompt need not be read, if this session takes it next.
 

@@ -30,6 +30,7 @@ from dl_techniques.preprocessing.tokenizer_files import (
 )
 
 TOKENIZER_FILE = "tokenizer.json"
+_BYTE_OF = {char: byte for byte, char in byte_spelling().items()}
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -189,6 +190,15 @@ class HuggingFaceTokenizer(Tokenizer):
         if hole is not None:
             raise ValueError(f"id {hole} is not in the tokenizer's vocabulary")
         return self._backend.decode(ids, skip_special_tokens=False)
+
+    def _plain_bytes(self, token_id: int) -> bytes:
+        added = token_id in self._backend.get_added_tokens_decoder()
+        if added or not isinstance(self._backend.decoder, decoders.ByteLevel):
+            return super()._plain_bytes(token_id)
+        return bytes(_BYTE_OF[char] for char in self._id_to_piece(token_id))
+
+    def _id_to_piece(self, token_id: int) -> str:
+        return self._backend.id_to_token(token_id)
 
     def _piece_to_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)

@@ -198,6 +198,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _decode_text(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
 
+    def _id_to_piece(self, token_id: int) -> str:
+        return self._processor.id_to_piece(token_id)
+
     def _piece_to_id(self, token: str) -> int | None:
         found = self._processor.piece_to_id(token)
         return found if self._processor.id_to_piece(found) == token else None

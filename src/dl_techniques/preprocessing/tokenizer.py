@@ -108,6 +108,9 @@ class CharacterTokenizer(Tokenizer):
         # Codes of surrogates are no characters of their own.
         return "".join("\ufffd" if 0xD800 <= i < 0xE000 else chr(i) for i in ids)
 
+    def _id_to_piece(self, token_id: int) -> str:
+        return self._decode_text([token_id])
+
     def _piece_to_id(self, token: str) -> int | None:
         known = len(token) == 1 and ord(token) < self._characters
         return ord(token) if known else None

@@ -13,6 +13,8 @@ from typing import Any
 # Short strings (questions, answers, template parts) come back all the time; long ones hardly ever.
 _CACHED_TEXTS = 16384
 _LONGEST_CACHED_TEXT = 512
+# How vocabularies spell bytes that are no characters.
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Tokenizer(ABC):
@@ -50,6 +52,19 @@ class Tokenizer(ABC):
     @abstractmethod
     def _decode_text(self, ids: list[int]) -> str:
         """Text of a run of ids without special ones; ids are below `vocab_size`."""
+
+    def _plain_bytes(self, token_id: int) -> bytes:
+        """The bytes of an ordinary id."""
+        byte = _BYTE_PIECE.fullmatch(self._id_to_piece(token_id))
+        if byte:
+            return bytes.fromhex(byte[1])
+        # At the start of a text, its blank is lost.
+        once = self._decode_text([token_id])
+        return self._decode_text([token_id, token_id])[len(once) :].encode()
+
+    @abstractmethod
+    def _id_to_piece(self, token_id: int) -> str:
+        """An id of the vocabulary as the vocabulary spells it."""
 
     @abstractmethod
     def _piece_to_id(self, token: str) -> int | None:
@@ -117,6 +132,19 @@ class Tokenizer(ABC):
             elif not skip_special:
                 text += (spelling[i] for i in run)
         return "".join(text)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one id adds to a text, in UTF-8; a character may need the bytes of several ids.
+
+        Special tokens come as their spelling.
+
+        Raises:
+            ValueError: an id that the vocabulary does not have.
+        """
+        text = self.decode([token_id])  # Refuses what is no id.
+        if token_id in self._special.values():
+            return text.encode()
+        return self._plain_bytes(token_id)
 
     def token_to_id(self, token: str) -> int:
         """Id of a special token or of a piece as the vocabulary spells it.

@@ -1,13 +1,14 @@
 """Answers: tickets of the engine for handlers that must not wait."""
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from dl_techniques.serving.engine import ServingEngine
+from dl_techniques.generation.arguments import TooLongError
 from dl_techniques.serving.failures import RefusedError
 from dl_techniques.serving.looking import LookRequest
 from dl_techniques.serving.requests import ChatRequest, Event, Ticket
@@ -32,18 +33,23 @@ class Answers:
         self._loop = asyncio.get_running_loop()
 
     @classmethod
-    async def ask(cls, engine: ServingEngine, requests: Callable[[], list[Asked]]) -> "Answers":
-        """Submit requests, all or none.
+    async def ask(cls, request: Request, requests: Callable[[], list[Asked]]) -> "Answers":
+        """Submit requests to the app's engine, all or none, once it is ready.
 
         Args:
-            engine: Answers.
+            request: Whose client asks.
             requests: Returns them; called in another thread, as images take time to decode.
 
         Raises:
-            RefusedError: for a conversation that the model cannot answer.
+            RefusedError: for a conversation that the model cannot answer, or if the client has
+                left.
             Exception: what else `requests` and `ServingEngine.submit` raise.
         """
-        answers = cls()
+        answers, engine, ready = cls(), request.app.state.engine, request.app.state.ready
+        while engine.is_alive and not ready.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ready.wait(), LOOK)
+            await _check_presence(request)
         try:
             await run_in_threadpool(answers._submit, engine, requests)
         except BaseException as error:
@@ -79,18 +85,21 @@ class Answers:
             RefusedError: if the client has left.
             Exception: the error of the first request that fails.
         """
-        left, quiet = len(self.tickets), 0
+        left, quiet, looked = len(self.tickets), 0, time.monotonic()
         try:
             while left:
-                try:
-                    index, event = await asyncio.wait_for(self._events.get(), LOOK)
-                except TimeoutError:
-                    if await request.is_disconnected():
-                        raise RefusedError(499, "The client has left.") from None
+                news = None
+                with contextlib.suppress(TimeoutError):
+                    news = await asyncio.wait_for(self._events.get(), LOOK)
+                if time.monotonic() - looked >= LOOK:
+                    await _check_presence(request)
+                    looked = time.monotonic()
+                if news is None:
                     quiet += 1
                     if quiet % LOOKS_OF_PAUSE == 0:
                         yield None
                     continue
+                index, event = news
                 if event.error is not None:
                     raise _as_refusal(event.error)
                 left, quiet = left - event.is_last, 0
@@ -105,12 +114,19 @@ class Answers:
             Exception: see `events`.
         """
         collected: list[list[Event]] = [[] for _ in self.tickets]
-        async with aclosing(self.events(request)) as events:
+        async with contextlib.aclosing(self.events(request)) as events:
             async for news in events:
                 if news is not None:
                     collected[news[0]].append(news[1])
         return collected
 
 
+async def _check_presence(request):
+    if await request.is_disconnected():
+        raise RefusedError(499, "The client has left.")
+
+
 def _as_refusal(error):
+    if isinstance(error, TooLongError):
+        return RefusedError(400, str(error), "context_length_exceeded", "messages")
     return RefusedError(400, str(error)) if isinstance(error, ValueError) else error

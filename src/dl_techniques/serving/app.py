@@ -1,10 +1,13 @@
 """create_app: the HTTP server around an engine."""
 
+import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from dl_techniques import __version__
@@ -14,29 +17,65 @@ from dl_techniques.serving.failures import add_handlers
 from dl_techniques.serving.monitoring import Monitoring
 from dl_techniques.serving.pages import CHAT_PAGE, page_response, reference_page
 from dl_techniques.serving.protection import Protection
+from dl_techniques.serving.requests import ClosedError
 from dl_techniques.serving.settings import ServerSettings
 from dl_techniques.serving.uploads import UploadStore
+from dl_techniques.utils.logger import logger
 
 
-def create_app(engine: ServingEngine, settings: ServerSettings, warm_up: bool = True) -> FastAPI:
+class ErrorObject(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer to a request that cannot be answered."""
+
+    error: ErrorObject
+
+
+def create_app(
+    engine: ServingEngine,
+    settings: ServerSettings,
+    warm_up: bool = True,
+    give_up: Callable[[], None] = lambda: None,
+) -> FastAPI:
     """Return the app; when it ends, so does the engine.
 
     Args:
         engine: Answers.
         settings: What is allowed.
-        warm_up: Whether programs are compiled before the first question, in which time /ready
-            says no.
+        warm_up: Whether programs are compiled before the first question is answered; /ready says
+            no meanwhile, and questions wait.
+        give_up: Called when that fails; the reason is in the log and `app.state.failure`.
     """
     monitoring = Monitoring(engine)
 
+    async def prepare(app):
+        try:
+            if warm_up:
+                await run_in_threadpool(engine.warm_up)
+        except ClosedError:  # The server ends before it was ready.
+            return
+        except Exception as error:
+            logger.exception("The model cannot answer.")
+            app.state.failure = error
+            await run_in_threadpool(engine.close)
+            give_up()
+            return
+        app.state.ready.set()
+        logger.info("Ready to answer.")
+
     @contextlib.asynccontextmanager
     async def lifespan(app):
-        if warm_up:
-            await run_in_threadpool(engine.warm_up)
-        app.state.ready = True
+        preparing = asyncio.create_task(prepare(app))
         yield
-        app.state.ready = False
         await run_in_threadpool(engine.close)
+        await preparing
         app.state.uploads.close()
 
     # The usual pages of the documentation load their scripts from elsewhere.
@@ -46,10 +85,12 @@ def create_app(engine: ServingEngine, settings: ServerSettings, warm_up: bool = 
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        responses={"4XX": {"model": ErrorBody, "description": "What is wrong with the request."}},
     )
     app.state.engine, app.state.settings = engine, settings
     app.state.uploads = UploadStore(settings.upload_bytes, settings.upload_seconds)
-    app.state.started, app.state.ready = int(time.time()), False
+    app.state.started, app.state.ready = int(time.time()), asyncio.Event()
+    app.state.failure = None
     app.add_middleware(Protection, settings=settings, monitoring=monitoring)
     add_handlers(app)
     app.include_router(openai_routes.router)
@@ -78,8 +119,8 @@ def _add_own_routes(app, monitoring):
 
     @app.get("/ready", tags=["Operation"])
     async def ready(request: Request) -> JSONResponse:
-        """Tell whether questions are taken; 503 while programs are compiled, or at the end."""
-        is_ready = request.app.state.ready and request.app.state.engine.is_alive
+        """Tell whether questions are answered; 503 while programs are compiled, or at the end."""
+        is_ready = request.app.state.ready.is_set() and request.app.state.engine.is_alive
         status = "ready" if is_ready else "not ready"
         return JSONResponse({"status": status}, 200 if is_ready else 503)
 

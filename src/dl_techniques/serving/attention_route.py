@@ -31,6 +31,6 @@ async def attention(body: Conversation, request: Request) -> AttentionResponse:
     def asked():
         return [LookRequest(body.conversation(state.settings), client=request.state.client)]
 
-    answers = await Answers.ask(state.engine, asked)
+    answers = await Answers.ask(request, asked)
     (events,) = await answers.whole(request)
     return AttentionResponse(images=events[0].found)

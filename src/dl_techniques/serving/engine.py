@@ -68,6 +68,7 @@ class ServingEngine:
 
     Attributes:
         stop_ids: The ids that end an answer.
+        most_of_a_client: How many requests of one client can be taken at the same time.
 
     Raises:
         ValueError: for a model without a processor, or a limit out of range.
@@ -77,8 +78,8 @@ class ServingEngine:
         self,
         model,
         rows: int = 8,
-        max_waiting: int = 64,
-        max_per_client: int = 8,
+        max_waiting: int = 128,
+        max_per_client: int = 64,
         max_new_tokens: int = 512,
         timeout: float = 300.0,
         vision_bytes: int = 256 * 2**20,
@@ -86,7 +87,7 @@ class ServingEngine:
     ):
         if model.processor is None:
             raise ValueError("Serving needs a tokenizer: set model.processor.")
-        if max_new_tokens < 1 or timeout <= 0:
+        if max_new_tokens < 1 or not timeout > 0:
             raise ValueError(
                 f"Expected max_new_tokens={max_new_tokens} >= 1 and timeout={timeout} > 0."
             )
@@ -95,6 +96,7 @@ class ServingEngine:
         self.stop_ids = tuple({*model.stop_ids, *model.processor.stop_ids})
         self.prefixes = PrefixStore(prefix_bytes)
         self._queue = FairQueue(max_waiting, max_per_client)
+        self.most_of_a_client = min(max_waiting, max_per_client)
         self._batch = RollingBatch(model.generation_engine(), rows)
         self._running: list[Running | Looking] = []  # All that do not wait any more.
         self._counts: Counter[str] = Counter()
@@ -139,7 +141,10 @@ class ServingEngine:
         return ticket
 
     def warm_up(self) -> None:
-        """Begin to answer made-up questions, alone and together, so that programs are compiled."""
+        """Begin to answer made-up questions, alone and together, so that programs are compiled.
+
+        They are not counted.
+        """
         text = {"type": "text", "text": "?"}
         image = {"type": "image", "image": Image.new("RGB", (64, 64))}
         for sampler in (GREEDY, Sampler(top_k=0)):
@@ -148,6 +153,8 @@ class ServingEngine:
                 count = min(number, self.rows, self._queue.most)
                 if fills(count, number):
                     self._answer_together([[image, text]] * count, sampler)
+        with self._condition:
+            self._counts.clear()
 
     def _answer_together(self, contents, sampler):
         """Begin to answer questions of which all wait at the same time."""

@@ -62,6 +62,24 @@ def response_of(error: Exception) -> JSONResponse:
     return error_response(500, "The server had an error; it is in its log.")
 
 
+def _place(location, body, is_missing) -> str | None:
+    """Return where in a body an error lies, without the names of kinds that stand between."""
+    names, value = [], body
+    for part in location:
+        if part in _keys(value):
+            value = value[part]
+        elif not is_missing or part != location[-1]:
+            continue
+        names.append(str(part))
+    return ".".join(names) or None
+
+
+def _keys(value):
+    if isinstance(value, list):
+        return range(len(value))
+    return value if isinstance(value, dict) else ()
+
+
 def add_handlers(app: FastAPI) -> None:
     """Let an app answer every error with an error object."""
 
@@ -74,9 +92,10 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError):
         # Without the values, which may be whole images.
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body") or None
-        message = first["msg"] if place is None else f"{place}: {first['msg']}"
+        # Of what may be of several kinds the error that lies deepest is that of the kind meant.
+        found = max(error.errors(), key=lambda error: len(error["loc"]))
+        place = _place(found["loc"][1:], error.body, found["type"] == "missing")
+        message = found["msg"] if place is None else f"{place}: {found['msg']}"
         return error_response(400, message, param=place)
 
     @app.exception_handler(HTTPException)

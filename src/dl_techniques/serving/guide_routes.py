@@ -66,7 +66,7 @@ async def chat(body: ChatMessage, request: Request) -> ChatResponse:
             message["content"] = [image, {"type": "text", "text": body.message}]
         return [ChatRequest([message], client=request.state.client)]
 
-    answers = await Answers.ask(state.engine, asked)
+    answers = await Answers.ask(request, asked)
     (events,) = await answers.whole(request)
     request.state.log.update(new_tokens=answers.tickets[0].new_tokens)
     return ChatResponse(response="".join(event.text for event in events))

@@ -30,19 +30,33 @@ async def models(request: Request) -> dict:
     return {"object": "list", "data": [card]}
 
 
+@router.get("/models/{name:path}")
+async def model(name: str, request: Request) -> dict:
+    """Describe the model."""
+    (card,) = (await models(request))["data"]
+    if name != card["id"]:
+        raise _no_such_model(name, card["id"])
+    return card
+
+
 @router.post("/chat/completions", response_model=None)
 async def chat_completions(
     body: ChatCompletionRequest, request: Request
 ) -> JSONResponse | StreamingResponse:
     """Answer a conversation, whole or as server-sent events (`stream`)."""
     completion = _Completion(body, request)
-    answers = await Answers.ask(request.app.state.engine, completion.asked)
+    answers = await Answers.ask(request, completion.asked)
     if body.stream:
         # Proxies must not wait for the whole answer either.
         headers = {"X-Accel-Buffering": "no"}
         stream = completion.stream(answers)
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
     return JSONResponse(completion.whole(answers, await answers.whole(request)))
+
+
+def _no_such_model(name, own):
+    message = f"There is no model {name!r} here, only {own!r}."
+    return RefusedError(404, message, "model_not_found", "model")
 
 
 class _Completion:
@@ -56,16 +70,22 @@ class _Completion:
             "created": int(time.time()),
             "model": body.model,
         }
-        name, most = self._state.settings.model_name, self._state.settings.max_answers
-        if body.model != name:
-            message = f"There is no model {body.model!r} here, only {name!r}."
-            raise RefusedError(404, message, "model_not_found", "model")
-        if body.n > most:
-            message = f"n={body.n} is more than the {most} allowed."
-            raise RefusedError(400, message, "invalid_value", "n")
-        if body.top_logprobs and not body.logprobs:
-            message = "top_logprobs needs logprobs=true."
-            raise RefusedError(400, message, "invalid_value", "top_logprobs")
+        settings, engine = self._state.settings, self._state.engine
+        if body.model != settings.model_name:
+            raise _no_such_model(body.model, settings.model_name)
+        limits = {
+            "n": min(settings.max_answers, engine.most_of_a_client),
+            "max_tokens": engine.max_new_tokens,
+            "max_completion_tokens": engine.max_new_tokens,
+        }
+        for name, most in limits.items():
+            if (getattr(body, name) or 0) > most:
+                message = f"{name}={getattr(body, name)} is more than the {most} allowed here."
+                raise RefusedError(400, message, "invalid_value", name)
+        for name, other in (("top_logprobs", "logprobs"), ("stream_options", "stream")):
+            if getattr(body, name) and not getattr(body, other):
+                message = f"{name} needs {other}=true."
+                raise RefusedError(400, message, "invalid_value", name)
 
     def asked(self) -> list[ChatRequest]:
         """Return what the engine is asked: `n` times the same with other seeds."""
@@ -80,7 +100,7 @@ class _Completion:
             "top_logprobs": body.top_logprobs or 0,
             "client": self._request.state.client,
         }
-        return [ChatRequest(**common, seed=seed + index) for index in range(body.n)]
+        return [ChatRequest(**common, seed=(seed + index) % 2**63) for index in range(body.n)]
 
     def whole(self, answers: Answers, collected: list[list[Event]]) -> dict:
         """Return the body of the answer."""
@@ -144,12 +164,15 @@ class _Completion:
         return {"content": content}
 
     def _logprob(self, token, logprob):
-        processor = self._state.engine.model.processor
+        tokenizer = self._state.engine.model.processor.tokenizer
+        encoded = tokenizer.token_bytes(token)
         # Special tokens have a spelling, but are no part of the answer's text.
-        spelling, text = processor.tokenizer.decode([token]), processor.decode([token])
-        encoded = list(text.encode()) if text == spelling else None
-        # JSON has no infinity.
-        return {"token": spelling, "bytes": encoded, "logprob": max(logprob, -9999.0)}
+        is_text = token not in tokenizer.special_tokens.values()
+        return {
+            "token": encoded.decode(errors="replace"),
+            "bytes": list(encoded) if is_text else None,
+            "logprob": max(logprob, -9999.0),  # JSON has no infinity.
+        }
 
     def _usage(self, answers):
         """Return the counts of tokens, which the log gets too."""

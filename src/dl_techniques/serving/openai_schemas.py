@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from dl_techniques.generation.rolling_batch import MOST_TOP_LOGPROBS
 from dl_techniques.generation.sampling import Sampler
@@ -13,6 +13,14 @@ from dl_techniques.serving.settings import ServerSettings
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values):
+        """Leave null out: clients send it for what they do not set, as servers do in messages."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class TextPart(_Strict):
@@ -36,7 +44,20 @@ class ImagePart(_Strict):
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+def _kind(part) -> str:
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return f"a part of type {kind}"
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("a part of type text")]
+    | Annotated[ImagePart, Tag("a part of type image_url")],
+    Discriminator(
+        _kind,
+        custom_error_type="part",
+        custom_error_message="Input should be a part of type 'text' or 'image_url'",
+    ),
+]
 
 
 class Message(_Strict):
@@ -44,6 +65,11 @@ class Message(_Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
+    name: str | None = None
+
+
+# What clients send that have no tools.
+Nothing = Annotated[dict | list, Field(max_length=0)]
 
 
 class StreamOptions(_Strict):
@@ -98,7 +124,7 @@ class ChatCompletionRequest(Conversation):
     stream_options: StreamOptions | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=-1, description="0 and -1: all.")
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     max_tokens: int | None = Field(None, ge=1)
@@ -113,12 +139,17 @@ class ChatCompletionRequest(Conversation):
     presence_penalty: float | None = Field(None, ge=0, le=0)
     response_format: ResponseFormat | None = None
     user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: Literal[False] = False
+    logit_bias: Nothing | None = None
+    tools: Nothing | None = None
+    tool_choice: Literal["none", "auto"] | None = None
 
     @property
     def sampler(self) -> Sampler:
         """How tokens are chosen."""
         return Sampler(
-            self.repetition_penalty, self.temperature, self.top_k, self.top_p, self.min_p
+            self.repetition_penalty, self.temperature, max(0, self.top_k), self.top_p, self.min_p
         )
 
     @property

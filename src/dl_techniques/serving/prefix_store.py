@@ -36,6 +36,8 @@ class PrefixStore:
         """
         best, most, spans = None, 0, image_spans(model, prompt)
         for session in self._sessions.get(client, ()):
+            if not session.may_share_half(prompt.ids, spans):
+                continue
             shared = session.shared(model, prompt, spans)
             if shared > most and 2 * shared >= session.known:
                 best, most = session, shared

@@ -5,17 +5,16 @@ import hashlib
 import json
 import secrets
 import time
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 
 from dl_techniques.serving.failures import error_response
-from dl_techniques.serving.settings import ServerSettings
+from dl_techniques.serving.settings import ServerSettings, host_name
 from dl_techniques.utils.logger import logger
 
 # Pages and probes hold no secrets.
-OPEN_PATHS = ("/", "/health", "/ready")
+OPEN_PATHS = ("/", "/docs", "/openapi.json", "/health", "/ready")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -42,6 +41,7 @@ class Protection:
 
     def __init__(self, app, settings: ServerSettings, monitoring):
         self._app, self._settings, self._monitoring = app, settings, monitoring
+        self._hosts = frozenset(map(host_name, settings.allowed_hosts))
 
     async def __call__(self, scope, receive, send):
         """Pass a request on, or refuse it."""
@@ -50,7 +50,9 @@ class Protection:
             return
         began, headers, status = time.monotonic(), Headers(scope=scope), 500
         scope.setdefault("state", {})
-        scope["state"] |= {"client": _client(scope, headers), "log": {}}
+        # Without keys anybody can make one up.
+        key = headers.get("authorization", "") if self._settings.api_keys else ""
+        scope["state"] |= {"client": _client(scope, key), "log": {}}
 
         async def answer(message):
             nonlocal status
@@ -72,15 +74,17 @@ class Protection:
 
     def _refusal(self, scope, headers):
         """Return the answer to a request that must not reach the app, or None."""
-        settings, host = self._settings, _name(headers.get("host", ""))
-        if settings.allowed_hosts and host not in settings.allowed_hosts:
+        settings = self._settings
+        if self._hosts and host_name(headers.get("host", "")) not in self._hosts:
             return error_response(403, "This server has another name.", "unknown_host")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host"):
             return error_response(403, "Web pages of others may not ask here.", "cross_origin")
         if settings.api_keys and scope["path"] not in OPEN_PATHS:
             scheme, _, key = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not settings.knows_key(key.strip()):
+            # Headers are read as Latin-1, whatever they are.
+            given = key.strip().encode("latin-1")
+            if scheme.lower() != "bearer" or not settings.knows_key(given):
                 challenge = {"WWW-Authenticate": "Bearer"}
                 message = "An API key is needed: Authorization: Bearer KEY."
                 return error_response(401, message, "invalid_api_key", headers=challenge)
@@ -127,19 +131,10 @@ def _limited(receive, settings):
     return limited
 
 
-def _client(scope, headers):
+def _client(scope, key):
     """Return what tells clients apart: a digest of address and key, which names neither."""
     address = (scope.get("client") or ("",))[0]
-    text = f"{address} {headers.get('authorization', '')}"
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _name(host):
-    """Return the name in a Host header, without the port."""
-    try:
-        return urlsplit("//" + host).hostname or ""
-    except ValueError:  # Half an IPv6 address.
-        return ""
+    return hashlib.sha256(f"{address} {key}".encode()).hexdigest()[:12]
 
 
 def _too_long(settings):

@@ -47,7 +47,11 @@ class UploadStore:
                     wait = next(iter(self._files.values()))[1] - time.monotonic()
                 raise FullError("There is no room for more uploads.", max(1, round(wait)))
             name = secrets.token_urlsafe(24)
-            (self.folder / name).write_bytes(data)
+            try:
+                (self.folder / name).write_bytes(data)
+            except OSError:  # A part of it would take room that nobody counts.
+                (self.folder / name).unlink(missing_ok=True)
+                raise
             self._files[name] = len(data), time.monotonic() + self._seconds
         return name
 

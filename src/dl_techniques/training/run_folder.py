@@ -56,9 +56,12 @@ def load_model(source: str, **options):
         **options: Of `load_any`.
 
     Raises:
-        ValueError: there is no such file, and as `load_checkpoint` and `load_any`.
+        ValueError: there is no such file, a run is given a tokenizer, and as `load_checkpoint`
+            and `load_any`.
     """
     if is_run(source):
+        if options.get("tokenizer") is not None:
+            raise ValueError(f"{source} has a tokenizer of its own; it takes no other.")
         return load_checkpoint(source)[0]
     path = Path(source)
     if path.suffix != KERAS_SUFFIX:
