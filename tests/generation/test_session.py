@@ -21,8 +21,8 @@ from tiny_nvlm_chat import nvlm_chat_model
 from dl_techniques.generation import BeamSearch, Sampler, Session
 from dl_techniques.generation.buckets import bucket
 from dl_techniques.generation.engine import TOKEN_BUCKET
-from dl_techniques.generation.prompts import Prompt
-from dl_techniques.generation.session import has_sessions
+from dl_techniques.generation.prompts import Prompt, read_prompt
+from dl_techniques.generation.session import has_sessions, image_spans
 
 NEW = 12
 OPTIONS = {"logits_processors": [letters], "return_logprobs": True}
@@ -114,6 +114,33 @@ def test_a_word_and_the_image_behind_it_are_both_noticed(chat):
     assert_fresh(chat, session, turn("a dog ", picture(0)))
     assert_fresh(chat, session, turn("a cat ", picture(1)))
     assert session.reused == 1 + len("question: a ")
+
+
+def test_who_may_share_half_is_never_overlooked(chat):
+    rng = np.random.default_rng(0)
+
+    def random_turn():
+        words = ["".join(rng.choice(["a", "b"], rng.integers(0, 9))) for _ in range(2)]
+        parts = [{"type": "text", "text": words[0]}]
+        parts += [
+            {"type": "image", "image": picture(k)} for k in rng.integers(0, 2, rng.integers(3))
+        ]
+        parts.append({"type": "text", "text": words[1]})
+        prompt = read_prompt(chat.processor, [{"role": "user", "content": parts}])
+        return prompt, image_spans(chat, prompt)
+
+    turns, found = [random_turn() for _ in range(60)], []
+    for kept, spans in turns:
+        session = Session()
+        session._ids, session._spans, session._model = kept.ids, spans, chat
+        for prompt, others in turns:
+            shares = 2 * session.shared(chat, prompt, others) >= session.known
+            may = session.may_share_half(prompt.ids, others)
+            assert may or not shares
+            found.append((shares, may))
+    # One look tells most of them.
+    assert sum(shares for shares, _ in found) < sum(may for _, may in found) < len(found) / 2
+    assert not Session().may_share_half(prompt.ids, others)
 
 
 def test_an_image_is_never_cut(chat):

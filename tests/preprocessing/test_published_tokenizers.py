@@ -38,6 +38,8 @@ def test_published_tokenizers(data_folder, tmp_path, name, ids, size, named):
         # Qwen composes characters; the others keep every text as it is.
         kept = unicodedata.normalize("NFC", text) if name == "qwen2.5" else text
         assert loaded.decode(loaded.encode(text)) == kept
+        said = map(loaded.token_bytes, loaded.encode(text, continues=True))
+        assert b"".join(said) == kept.encode()
         assert not set(loaded.encode(text)) & set(loaded.special_tokens.values())
     assert loaded.add_special_tokens(["<|image|>"]) == [size]
     loaded.save(tmp_path)

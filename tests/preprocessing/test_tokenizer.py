@@ -42,6 +42,14 @@ def test_every_text_round_trips_without_special_ids(tokenizer, text):
     assert not set(ids) & set(tokenizer.special_tokens.values())
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
     assert tokenizer.decode(ids, skip_special=True) == text
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+
+
+def test_special_tokens_are_the_bytes_of_their_spelling(tokenizer):
+    ids = tokenizer.encode("a<|im_end|>b", allow_special=True)
+    assert list(map(tokenizer.token_bytes, ids)) == [b"a", b"<|im_end|>", b"b"]
+    with pytest.raises(ValueError, match="outside"):
+        tokenizer.token_bytes(tokenizer.vocab_size)
 
 
 def test_special_spellings_are_read_only_when_allowed(byte_tokenizer):
@@ -229,8 +237,11 @@ def test_a_dummy_prefix_is_kept_and_left_out_where_text_continues(prefixed_model
     assert tokenizer.decode(joined) == "a bear"
     apart = tokenizer.encode("a</s>bear", allow_special=True)
     assert apart[-2:] == [2, bear] and tokenizer.decode(apart) == "a</s>bear"
+    assert tokenizer.token_bytes(bear) == b" bear" and tokenizer.token_bytes(blank) == b" "
     for text in BATTERY:
         assert tokenizer.decode(tokenizer.encode(text)) == text
+        ids = tokenizer.encode(text, continues=True)
+        assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
 
 
 def test_sentencepiece_folder_errors(spm_tokenizer, tmp_path):
