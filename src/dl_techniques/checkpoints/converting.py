@@ -10,6 +10,7 @@ from dl_techniques.checkpoints.exporting import export_decoder, export_vision_en
 from dl_techniques.checkpoints.family_exporting import export_internvl, export_llava
 from dl_techniques.checkpoints.formats import Format, read_folder
 from dl_techniques.checkpoints.hub import local_folder
+from dl_techniques.checkpoints.keras_file import read_keras_file
 from dl_techniques.checkpoints.model_exporting import export_nanovlm, export_smolvlm
 from dl_techniques.models.families import FAMILIES
 from dl_techniques.models.language_decoder import LanguageDecoder
@@ -50,7 +51,7 @@ def load_any(source: str | os.PathLike, model_class: type | None = None, **optio
         ValueError: naming all that does not fit.
     """
     if pathlib.Path(source).suffix == KERAS_SUFFIX:
-        return keras.saving.load_model(source, compile=False)
+        return read_keras_file(source)
     folder = local_folder(source, options.pop("revision", None))
     found, config = read_folder(folder)
     if found.part == "model":

@@ -1,11 +1,10 @@
 """The folder that a finished run leaves, and the model in it."""
 
-import json
 from pathlib import Path
 
-import keras
-
 from dl_techniques.checkpoints.converting import KERAS_SUFFIX, load_any
+from dl_techniques.checkpoints.json_files import read_json
+from dl_techniques.checkpoints.keras_file import read_keras_file
 from dl_techniques.datasets.vqa_dataset import CONFIG_FILE as PROCESSOR_FILE
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.models.families import MODEL_CONFIGS
@@ -41,7 +40,7 @@ def load_checkpoint(folder: str | Path) -> tuple[VisionLanguageModel, VQADataPro
     path = Path(folder) / FINAL_MODEL
     if not is_run(folder):
         raise ValueError(f"{folder} is no checkpoint folder: {path} does not exist.")
-    model = keras.saving.load_model(path, compile=False)
+    model = read_keras_file(path)
     model.processor = VQADataProcessor.load(folder)
     model.training_data, model.results = _origin(Path(folder))
     return model, model.processor
@@ -64,10 +63,14 @@ def load_model(source: str, **options):
             raise ValueError(f"{source} has a tokenizer of its own; it takes no other.")
         return load_checkpoint(source)[0]
     path = Path(source)
+    settings = path / CONFIG_FILE
+    if settings.is_file() and {"model", "data"} <= read_json(settings).keys():
+        raise ValueError(
+            f"{source} is a run that has not ended, as {FINAL_MODEL} is missing; the command that "
+            "began it goes on with it."
+        )
     if path.suffix != KERAS_SUFFIX:
         return load_any(source, NanoVLM, **options)
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
     model = load_any(source)
     for folder in (path.parent, path.parent.parent):
         if (folder / PROCESSOR_FILE).is_file():
@@ -81,10 +84,10 @@ def _origin(folder: Path):
     settings, results = folder / CONFIG_FILE, folder / "results.json"
     if not (settings.is_file() and results.is_file()):
         return None, None
-    config = json.loads(settings.read_text())
+    config = read_json(settings)
     data = Path(config["data"]).name
     unit = "epochs" if config["steps"] is None else "steps"
     duration = f"{config[unit]} {unit}"
     beginning = "from scratch" if not has_weights(config) else f"from {config['model']}"
     text = f"The data set {data!r}, {duration}, seed {config['seed']}, {beginning}."
-    return text, json.loads(results.read_text())
+    return text, read_json(results)

@@ -1,0 +1,43 @@
+"""Folders of runs that are not whole are refused with the reason."""
+
+import pytest
+from tiny_models import tiny_nanovlm
+
+from dl_techniques.training.run_folder import FINAL_MODEL, load_model
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The folder of a finished run."""
+    model = tiny_nanovlm()
+    model.save(tmp_path / FINAL_MODEL)
+    (tmp_path / "config.json").write_text('{"model": "custom", "data": "shapes"}')
+    return tmp_path
+
+
+def test_a_run_that_has_not_ended_says_so(finished):
+    (finished / FINAL_MODEL).unlink()
+    with pytest.raises(ValueError, match="a run that has not ended, as nanovlm_final.keras is"):
+        load_model(str(finished))
+
+
+def test_damaged_models_are_told_by_their_file(finished):
+    path = finished / FINAL_MODEL
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for damaged, reason in (
+        (whole[:-100], "not a whole zip archive"),
+        (b"", "not a whole zip archive"),
+        (whole[:middle] + bytes(99) + whole[middle + 99 :], "Bad CRC-32"),
+    ):
+        path.write_bytes(damaged)
+        for source in (finished, path):
+            with pytest.raises(ValueError, match=f"{FINAL_MODEL} is damaged.*{reason}"):
+                load_model(str(source))
+    with pytest.raises(ValueError, match="There is no file .*other.keras"):
+        load_model(str(finished / "other.keras"))
+
+
+def test_a_run_takes_no_other_tokenizer(finished):
+    with pytest.raises(ValueError, match="has a tokenizer of its own"):
+        load_model(str(finished), tokenizer="elsewhere")
