@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from functools import partial
 
 import keras
@@ -13,6 +14,7 @@ from waiting import ROWS, idle, wait_until
 
 from dl_techniques.generation import Sampler
 from dl_techniques.generation.rolling_batch import STEPS
+from dl_techniques.generation.sampling import GREEDY
 from dl_techniques.serving.engine import ServingEngine
 from dl_techniques.serving.reading_groups import reading_groups
 from dl_techniques.serving.requests import (
@@ -341,19 +343,25 @@ def test_close_ends_all_requests(chat):
 
 
 @pytest.mark.parametrize("rows", [3, 5])
-def test_warm_up_reads_every_number_of_requests(rows):
+def test_what_was_warmed_up_is_not_compiled_again(rows):
     model = chat_model()
     engine = ServingEngine(model, rows)
 
-    def readings():
-        return {each for each in engine._batch._engine.programs._signatures if each[0] == "prefill"}
+    def compiled():
+        names = ("encode", "prefill", "choose", "decode")
+        found = engine._batch._engine.programs._signatures
+        return Counter(each[0] for each in found if each[0] in names)
 
     engine.warm_up()
-    before = readings()
-    contents = [[{"type": "image", "image": picture(0)}, {"type": "text", "text": "?"}]]
-    for count in (5, 3, 1):
-        engine._answer_together(contents * count, SAMPLED)
-    assert before and readings() == before
+    before = compiled()
+    assert len(before) == 4
+    question = user("?", picture(0))
+    for sampler in (GREEDY, Sampler(temperature=1.5, top_k=0)):
+        for count in (5, 3, 1):
+            engine._answer_together([[question]] * count, sampler)
+        engine._answer_together([[question, assistant("!"), user("?")]], sampler)
+    assert compiled() == before
+    assert not engine.stats()["failed"]
     engine.close()
 
 

@@ -145,25 +145,27 @@ class ServingEngine:
 
         They are not counted.
         """
-        text = {"type": "text", "text": "?"}
-        image = {"type": "image", "image": Image.new("RGB", (64, 64))}
+        text = {"role": "user", "content": "?"}
+        question = {**text, "image": Image.new("RGB", (64, 64))}
+        most = min(self.rows, self._queue.most)
+        filled = {min(n, most) for n in NUMBERS_OF_ROWS if fills(min(n, most), n)}
         for sampler in (GREEDY, Sampler(top_k=0)):
             self._answer_together([[text]], sampler)
-            for number in NUMBERS_OF_ROWS:
-                count = min(number, self.rows, self._queue.most)
-                if fills(count, number):
-                    self._answer_together([[image, text]] * count, sampler)
+            for count in sorted({most, *filled}):
+                self._answer_together([[question]] * count, sampler)
+            self._answer_together(
+                [[question, {"role": "assistant", "content": "."}, text]], sampler
+            )
         with self._condition:
             self._counts.clear()
 
-    def _answer_together(self, contents, sampler):
+    def _answer_together(self, conversations, sampler):
         """Begin to answer questions of which all wait at the same time."""
         tickets = []
         with self._condition:
-            for client, content in enumerate(contents):
-                messages = [{"role": "user", "content": content}]
-                request = ChatRequest(messages, None, sampler, client=f"warm-up {client}")
-                tickets.append(self.submit(request))
+            for number, messages in enumerate(conversations):
+                options = {"ignore_eos": True, "client": f"warm-up {number}"}
+                tickets.append(self.submit(ChatRequest(messages, None, sampler, **options)))
         events = [iter(ticket) for ticket in tickets]
         for news in events:
             next(news)
