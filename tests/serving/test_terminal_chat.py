@@ -5,9 +5,12 @@ import json
 import os
 import pty
 import re
+import resource
+import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -16,6 +19,9 @@ import pytest
 from pexpect import fdpexpect
 from PIL import Image
 from tiny_chat import LETTERS, chat_model
+
+from dl_techniques.serving.requests import Event, FailedError, FullError, Ticket
+from dl_techniques.serving.terminal_chat import TerminalChat
 
 pytestmark = pytest.mark.no_backend
 
@@ -108,31 +114,56 @@ def test_settings_and_help(terminal):
         ("/set colour 3", "There is no setting 'colour'"),
         ("/set top_k x", "top_k must be a number, got 'x'"),
         ("/set top_p 2", "top_p=2.0 must be in"),
-        ("/set seed -1", "seed=-1 must be at least 0"),
+        ("/set seed -1", "seed=-1 must be in [0, "),
+        ("/set max_new_tokens 513", "max_new_tokens=513 must be in [0, 512]"),
+        (f"/set seed {2**63}", f"seed={2**63} must be in [0, {2**63 - 1}]"),
+        ("/set seed 1 2", "/set is not used like this: see /help."),
+        ("/quit now", "/quit is not used like this: see /help."),
         ("/nothing", "There is no command /nothing"),
-        ("/image", "Which?"),
-        ("/image none.png", "none.png' does not exist"),
+        ("/image", "Which image?"),
+        ('/image ""', "Which image?"),
+        ("/image none.png", "No such image: none.png"),
+        ("/image ~nouser/x.png", "No such image: ~nouser/x.png"),
+        ("/none.png is what?", "No such image: /none.png"),
+        ("/save", "Where?"),
+        ("/save ~nouser/x", "~nouser/x"),
     ):
-        assert message in say(terminal, wrong)
+        answer = say(terminal, wrong)
+        assert message in answer and not re.search(r"\d tokens", answer)
+
+
+def test_numbers_as_they_were_set(terminal):
+    say(terminal, f"/set seed {2**63 - 1}")
+    assert f"seed {2**63 - 1}\r\n" in say(terminal, "/set")
+    assert "20 tokens" in say(terminal, "are there ~5 objects?")
+    say(terminal, "/set seed 0")
 
 
 def test_an_answer_with_its_speed(terminal):
     answer = say(terminal, "what is it?")
     assert re.search(r"[a-z]{20}\s+20 tokens, [\d.]+ tokens/s", answer)
+    say(terminal, "/set max_new_tokens 3")  # Of so few it means nothing.
+    assert re.search(r"3 tokens, \d+\.\d s\s", say(terminal, "what is it?"))
 
 
 def test_conversation_with_images_by_path_and_by_completed_command(terminal, checkpoint):
     assert "[my picture.png: 30 x 20]" in say(terminal, r"see my\ picture.png what is it?")
     terminal.send("/image my\t")
     terminal.expect_exact(r"my\ picture.png ")
+    terminal.send("'my\t")
+    terminal.expect_exact("'my picture.png' ")
     terminal.sendline("")
+    terminal.expect_exact("[my picture.png: 30 x 20]")
     terminal.expect_exact("[my picture.png: 30 x 20]")
     terminal.expect_exact(PROMPT)
     assert re.search(r"\d+ tokens", say(terminal, "and here?"))
     assert "messages written" in say(terminal, "/save saved.json")
     messages = json.loads((checkpoint / "saved.json").read_text())["messages"]
-    images = [p for m in messages[::2] for p in m["content"] if p["type"] == "image"]
-    assert [image["image"] for image in images] == ["my picture.png"] * 2
+    image = {"type": "image", "image": "my picture.png"}
+    assert [message["content"] for message in messages[::2]] == [
+        [image, {"type": "text", "text": "see what is it?"}],  # Images first, as by the command.
+        [image, image, {"type": "text", "text": "and here?"}],
+    ]
     assert "exists" in say(terminal, "/save saved.json")
     say(terminal, "/clear")
     assert "0 messages" in say(terminal, "/save empty.json")
@@ -158,11 +189,183 @@ def test_control_c_stops_the_answer_and_not_the_program(terminal):
     assert "tokens" in say(terminal, "still there?")
 
 
-def test_the_end(checkpoint):
+def test_an_image_is_as_it_was_when_it_was_shown(terminal, checkpoint):
+    gone = checkpoint / "gone.png"
+    gone.write_bytes((checkpoint / "my picture.png").read_bytes())
+    assert "20 tokens" in say(terminal, "what is in gone.png ?")
+    gone.write_text("another")
+    assert "20 tokens" in say(terminal, "and now?")
+    gone.unlink()
+    assert "20 tokens" in say(terminal, "and now?")
+
+
+def test_a_broken_image_is_refused_when_it_is_added(terminal, checkpoint):
+    whole = (checkpoint / "my picture.png").read_bytes()
+    (checkpoint / "broken.png").write_bytes(whole[: len(whole) // 2])
+    assert "'broken.png' cannot be decoded" in say(terminal, "/image broken.png")
+    assert "'broken.png' cannot be decoded" in say(terminal, "what is broken.png?")
+    assert "20 tokens" in say(terminal, "what is it?")
+
+
+def test_a_full_conversation(terminal):
+    too_long = "far " * 1200
+    assert "/clear" not in say(terminal, too_long)
+    say(terminal, "what is it?")
+    say(terminal, "/image my\\ picture.png")
+    answer = say(terminal, too_long)
+    assert "shorten the prompts or ask for fewer tokens. /clear begins a new" in answer
+    assert "The message is not kept, nor are its images." in answer
+    assert "20 tokens" in say(terminal, "what is it?")
+
+
+class Engine:
+    """Answers at once, and does something in between."""
+
+    max_new_tokens = 512
+
+    def __init__(self, submitting=lambda: None, answering=lambda: None):
+        self.conversations = []
+        self._submitting, self._answering = submitting, answering
+
+    def submit(self, request):
+        self.conversations.append(request.messages)
+        self._submitting()
+        ticket = AnsweredTicket(request, 1)
+        ticket.answering = self._answering
+        return ticket
+
+
+class AnsweredTicket(Ticket):
+    def __iter__(self):
+        yield Event("half ")
+        self.answering()
+        yield Event("whole", finish_reason="stop")
+
+    def cancel(self):
+        super().cancel()
+        self.answering()
+
+
+@pytest.fixture
+def talk(monkeypatch, tmp_path, capsys):
+    """(engine, lines) -> what is printed; without a terminal, so that all happens in order."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("dl_techniques.serving.terminal_input.readline", None)
+    Image.new("RGB", (3, 2)).save("a.png")
+
+    def talk(engine, *lines):
+        typed = iter(lines)
+
+        def read(prompt):
+            for line in typed:
+                return line
+            raise EOFError
+
+        monkeypatch.setattr("builtins.input", read)
+        try:
+            TerminalChat(engine).run()
+        except KeyboardInterrupt:  # It would end the tests as well.
+            pytest.fail("The chat has ended.")
+        return "".join(capsys.readouterr())
+
+    return talk
+
+
+class ControlC:
+    """So many of them, the first time."""
+
+    def __init__(self, times):
+        self._left = times
+
+    def __call__(self, *arguments, **options):
+        while self._left:
+            self._left -= 1
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_control_c_while_a_request_is_submitted(talk):
+    engine = Engine(submitting=ControlC(2))
+    printed = talk(engine, "one", "two")
+    assert "stopped, 0 tokens" in printed and "not kept" in printed
+    assert [len(conversation) for conversation in engine.conversations] == [1, 1]
+
+
+def test_two_control_c_during_an_answer(talk):
+    engine = Engine(answering=ControlC(2))
+    assert "stopped, 0 tokens" in talk(engine, "one", "two")
+    assert engine.conversations[1][1] == {"role": "assistant", "content": "half "}
+
+
+def test_control_c_while_an_image_is_read(talk, monkeypatch):
+    engine, opened, interrupt = Engine(), Image.open, ControlC(1)
+    monkeypatch.setattr(Image, "open", lambda file: (interrupt(), opened(file))[1])
+    assert talk(engine, "/image a.png", "/image a.png", "one").count("[a.png: 3 x 2]") == 1
+    assert [part["type"] for part in engine.conversations[0][0]["content"]] == ["image", "text"]
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), FullError("bad", 1), FailedError("bad")])
+def test_a_refused_message_does_not_block_the_next(talk, error):
+    def refuse():
+        if len(engine.conversations) == 1:
+            raise error
+
+    engine = Engine(submitting=refuse)
+    printed = talk(engine, "/image a.png", "one", "two")
+    assert "Error: bad\n" in printed and "not kept, nor are its images" in printed
+    assert engine.conversations[1] == [
+        {"role": "user", "content": [{"type": "text", "text": "two"}]}
+    ]
+
+
+def test_a_full_disk_keeps_no_part_of_a_conversation(talk, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        printed = talk(Engine(), "one", "/save a.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in printed and not (tmp_path / "a.json").exists()
+
+
+def test_a_closed_input_has_ended(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    TerminalChat(Engine()).run()
+
+
+def test_completion_with_libedit(talk, monkeypatch):
+    bound = []
+    readline = Mock(__doc__="like libedit", parse_and_bind=bound.append)
+    readline.get_current_history_length.return_value = 0
+    monkeypatch.setattr("dl_techniques.serving.terminal_input.readline", readline)
+    talk(Engine())
+    assert bound == ["bind ^I rl_complete"]
+
+
+@pytest.mark.parametrize("end", ["control-D", "/quit", "hang-up"])
+def test_the_end(checkpoint, running, end):
+    """Whatever it is, the history of both chats stays."""
+    lines = [f"/set top_p 0.{number}{len(end)}" for number in (8, 9)]
+    say(running, lines[0])
     with started(checkpoint) as chat:
-        say(chat, "/help")
-        chat.send("\x04")
-        chat.expect(pexpect.EOF)
-        assert chat.process.wait(60) == 0
+        say(chat, lines[1])
+        if end == "hang-up":
+            chat.process.send_signal(signal.SIGHUP)
+        else:
+            chat.send("\x04" if end == "control-D" else "/quit\n")
+            chat.expect(pexpect.EOF)
+        assert chat.process.wait(60) == (-signal.SIGHUP if end == "hang-up" else 0)
+    say(running, "/set top_p 1")
     history = checkpoint / "state" / "dl_techniques" / "chat_history"
-    assert "/help" in history.read_text() and history.stat().st_mode & 0o077 == 0
+    assert {*lines, "/set top_p 1"} <= {*history.read_text().splitlines()}
+    assert history.stat().st_mode & 0o077 == 0
+
+
+def test_the_history_stays_short(checkpoint, terminal):
+    history = checkpoint / "state" / "dl_techniques" / "chat_history"
+    with history.open("a") as file:
+        file.writelines(f"{number}\n" for number in range(1200))
+    say(terminal, "/help")
+    lines = history.read_text().splitlines()
+    assert len(lines) == 1000 and lines[-2:] == ["1199", "/help"]
+    assert history.stat().st_mode & 0o077 == 0

@@ -1,9 +1,18 @@
 """What a typed line means, and what tab makes of it."""
 
+import re
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
-from dl_techniques.serving.terminal_input import as_path, completions, parts_of, words
+from dl_techniques.serving.terminal_input import (
+    as_path,
+    completions,
+    image_file,
+    images_and_text,
+    words,
+)
 
 
 @pytest.fixture
@@ -15,37 +24,71 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def text(content):
-    return {"type": "text", "text": content}
-
-
-def image(path):
-    return {"type": "image", "image": str(path)}
+@pytest.mark.parametrize(
+    ("line", "images", "text"),
+    [
+        ("what is it?", [], "what is it?"),
+        ("what is cat.png ?", ["cat.png"], "what is ?"),
+        ("cat.png car.jpg which?", ["cat.png", "car.jpg"], "which?"),
+        ("see 'my dog.PNG'", ["my dog.PNG"], "see"),
+        ('see "my dog.PNG" now', ["my dog.PNG"], "see now"),
+        (r"see my\ dog.PNG", ["my dog.PNG"], "see"),
+        ("it's a 'quote, in notes.txt", [], "it's a 'quote, in notes.txt"),
+        # Beside punctuation; that of a sentence stays.
+        ("what is in ./cat.png?", ["cat.png"], "what is in?"),
+        ("(./cat.png) what?", ["cat.png"], "what?"),
+        (r"cat.png, my\ dog.PNG: which?", ["cat.png", "my dog.PNG"], "which?"),
+        ("is it ('my dog.PNG')? Or \"cat.png\"!", ["my dog.PNG", "cat.png"], "is it? Or!"),
+        ("see .hidden.png.", [".hidden.png"], "see."),
+        ("first line\n  second cat.png line\n  third", ["cat.png"], None),
+        # As shells quote an apostrophe.
+        (r"'it'\''s.png' ?", ["it's.png"], "?"),
+        ("it's cat.png and it's car.jpg", ["cat.png", "car.jpg"], "it's and it's"),
+        # These name no image.
+        (
+            "are there ~5 objects of the .png format?",
+            [],
+            "are there ~5 objects of the .png format?",
+        ),
+        ("see a.png.txt, (.jpg), d.png/notes", [], "see a.png.txt, (.jpg), d.png/notes"),
+    ],
+)
+def test_image_files_in_a_message(folder, line, images, text):
+    Image.new("RGB", (3, 2)).save("it's.png")
+    text = "first line\n  second line\n  third" if text is None else text
+    assert images_and_text(line) == ([Path(image) for image in images], text)
 
 
 @pytest.mark.parametrize(
-    ("line", "parts"),
+    ("line", "message"),
     [
-        ("what is it?", [text("what is it?")]),
-        ("what is cat.png ?", [text("what is"), image("cat.png"), text("?")]),
-        ("cat.png car.jpg which?", [image("cat.png"), image("car.jpg"), text("which?")]),
-        ("see 'my dog.PNG'", [text("see"), image("my dog.PNG")]),
-        ('see "my dog.PNG" now', [text("see"), image("my dog.PNG"), text("now")]),
-        (r"see my\ dog.PNG", [text("see"), image("my dog.PNG")]),
-        ("other.png and notes.txt", [text("other.png and notes.txt")]),
-        ("it's a 'quote", [text("it's a 'quote")]),
+        ("what is other.png?", "No such image: other.png?"),
+        ("cat.png's colour", "No such image: cat.png's"),
+        ("cat.png and /tmp/nothere.WebP", "No such image: /tmp/nothere.WebP"),
+        ("what is in dir.png", "No such image: dir.png"),
+        ("~nouser/x.png", "No such image: ~nouser/x.png"),
+        ("see https://example.org/a.png?b=c ?", "Images are not fetched: save https://example.org"),
     ],
 )
-def test_image_files_in_a_message(folder, line, parts):
-    assert parts_of(line) == parts
+def test_an_image_that_is_not_there(folder, line, message):
+    (folder / "dir.png").mkdir()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        images_and_text(line)
 
 
 def test_absolute_paths_and_file_urls(folder):
-    assert parts_of(f"file://{folder}/cat.png ?") == [image(folder / "cat.png"), text("?")]
-    assert [as_path(word) for word in words(f"'{folder}/my dog.PNG' {folder}/cat.png")] == [
+    assert images_and_text(f"file://{folder}/cat.png ?") == ([folder / "cat.png"], "?")
+    assert image_file(f"file://{folder}/my%20dog.PNG") == folder / "my dog.PNG"
+    assert [as_path(word) for word in words(f"'{folder}/my dog.PNG' '' {folder}/cat.png")] == [
         folder / "my dog.PNG",
         folder / "cat.png",
     ]
+
+
+def test_homes(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/somebody")
+    assert as_path("~/x") == Path("/home/of/somebody/x")
+    assert as_path("~nouser/x") == Path("~nouser/x")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +104,11 @@ def test_absolute_paths_and_file_urls(folder):
         ("what is .h", [".hidden.png "]),
         ("what is no", []),
         ("/image none/x", []),
+        ("/image ~nouser/x", []),
+        ("see 'my d", ["'my dog.PNG' "]),
+        ("it's \"my", ['"my dog.PNG" ']),
+        ("'my dog.PNG' 'ca", ["'car.jpg' ", "'cat.png' ", "'cave/"]),
+        ("/image './cav", ["'./cave/"]),
     ],
 )
 def test_completion(folder, line, found):
