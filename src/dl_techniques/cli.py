@@ -1,6 +1,7 @@
 """The command line: `dl-techniques train | generate | chat | serve | evaluate | convert | ...`."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -235,6 +236,8 @@ def run_command(command) -> None:
     logger.setLevel(logging.INFO)
     keep_freed_memory()
     keep_compiled_programs()
+    # What TensorFlow tells of the machine would stand between answers.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         command()
     except (ValueError, OSError, ImportError, FloatingPointError) as error:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
+_LARGEST = float(np.finfo("float32").max)
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -34,9 +36,9 @@ class Sampler:
 
     def __post_init__(self):
         for name, good, wanted in (
-            ("repetition_penalty", 0 < self.repetition_penalty < np.inf, "> 0"),
-            ("temperature", 0 <= self.temperature < np.inf, ">= 0"),
-            ("top_k", self.top_k >= 0 and self.top_k % 1 == 0, "a whole number >= 0"),
+            ("repetition_penalty", 0 < self.repetition_penalty <= _LARGEST, "> 0 in float32"),
+            ("temperature", 0 <= self.temperature <= _LARGEST, ">= 0 in float32"),
+            ("top_k", 0 <= self.top_k < 2**31 and self.top_k % 1 == 0, "a whole number >= 0"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
         ):
