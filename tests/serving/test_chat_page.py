@@ -2,164 +2,31 @@
 
 import base64
 import io
-import json
 import threading
 
+import page_browser as shared
 import pytest
-from browser import CHROMIUM
+from page_browser import (
+    answered,
+    ask,
+    attach,
+    focused,
+    held,
+    png,
+    release,
+    sent_images,
+    status,
+    texts,
+)
 from PIL import Image
-from playwright import sync_api
+from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.no_backend]
-
-ANSWER = """# Two *things*
-
-- a **red** `square`
-  - small
-- <img src=x onerror=alert(1)> <script>alert(1)</script>
-
-1. [link](https://example.org/a) [bad](javascript:alert(1)) ![pixel](http://evil.example/p.png)
-
-| a | b |
-|---|---|
-| 1 | 2 |
-
-> quoted
-
-```html
-<b onclick=alert(1)>
-```
-"""
-
-
-class Model:
-    """What the server says: an answer in pieces, each of which may wait for `more`."""
-
-    def __init__(self):
-        self.answer, self.bodies, self.status = "yes", [], 200
-        self.more = threading.Semaphore(10**6)
-
-    def pieces(self):
-        for start in range(0, len(self.answer), 7):
-            self.more.acquire(timeout=20)
-            delta = {"content": self.answer[start : start + 7]}
-            yield f"data: {json.dumps({'choices': [{'delta': delta}]})}\n\n"
-        yield "data: [DONE]\n\n"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Model()
-
-
-@pytest.fixture(scope="module")
-def address(model):
-    """A server of the page, without a model."""
-    import uvicorn
-    from fastapi import FastAPI, Request
-    from fastapi.responses import JSONResponse, StreamingResponse
-
-    from dl_techniques.serving.pages import CHAT_PAGE, page_response
-
-    app = FastAPI()
-    page = CHAT_PAGE.read_text(encoding="utf-8")
-    app.get("/", response_model=None)(lambda: page_response(page))
-    app.get("/v1/models")(lambda: {"data": [{"id": "tiny"}]})
-
-    async def complete(request: Request):
-        model.bodies.append(await request.json())
-        if model.status != 200:
-            error = {"error": {"message": "No room."}}
-            return JSONResponse(error, model.status, {"Retry-After": "7"})
-        return StreamingResponse(model.pieces(), media_type="text/event-stream")
-
-    async def attention(request: Request):
-        model.bodies.append(await request.json())
-        tile = "data:image/png;base64," + base64.b64encode(png()).decode()
-        return {"images": [{"share": 0.256, "tiles": [tile, tile]}]}
-
-    app.post("/v1/chat/completions", response_model=None)(complete)
-    app.post("/attention", response_model=None)(attention)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser, address, model):
-    """The page, new; whatever it loads from elsewhere or complains about is an error."""
-    model.__init__()
-    context = browser.new_context()
-    context.set_default_timeout(20_000)
-    page, problems = context.new_page(), []
-    page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "console", lambda m: m.type == "error" and "429" not in m.text and problems.append(m.text)
-    )
-    page.on(
-        "request",
-        lambda request: (
-            request.url.startswith(("http://127.0.0.1", "data:", "blob:"))
-            or problems.append(request.url)
-        ),
-    )
-    page.goto(address)
-    yield page
-    assert problems == []
-    context.close()
-
-
-def png(colour="red", size=(40, 30)):
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
-    return file.getvalue()
-
-
-def ask(page, text):
-    page.get_by_label("Message").fill(text)
-    page.keyboard.press("Enter")
-
-
-def answered(page, count=1):
-    sync_api.expect(page.locator(".message.assistant .actions:visible")).to_have_count(count)
-
-
-def test_markdown_becomes_nodes_and_nothing_runs(page, model):
-    model.answer = ANSWER
-    ask(page, "what?")
-    answered(page)
-    body = page.locator(".assistant .body")
-    assert body.locator("h2 em").inner_text() == "things"
-    assert body.locator("ul ul li").inner_text() == "small"
-    assert body.locator("li strong").inner_text() == "red"
-    assert body.locator("td").all_inner_texts() == ["1", "2"]
-    assert body.locator("pre").inner_text() == "<b onclick=alert(1)>"
-    links = body.locator("a")
-    assert [link.get_attribute("href") for link in links.all()] == [
-        "https://example.org/a",
-        "http://evil.example/p.png",
-    ]
-    assert body.locator("img, script, [onclick], [onerror]").count() == 0
-    assert "<script>alert(1)</script>" in body.inner_text()
+address, browser, model, page = shared.address, shared.browser, shared.model, shared.page
 
 
 def test_images_by_button_drop_and_paste(page, model):
-    file = {"name": "a.png", "mimeType": "image/png", "buffer": png()}
-    page.locator("#files").set_input_files([file, file])
+    attach(page, png(), png())
     data = base64.b64encode(png("blue")).decode()
     for event in ("drop", "paste"):
         page.evaluate(
@@ -173,14 +40,12 @@ def test_images_by_button_drop_and_paste(page, model):
             }""",
             [event, data],
         )
-    sync_api.expect(page.locator("#pending img")).to_have_count(4)
+    expect(page.locator("#pending img")).to_have_count(4)
     page.get_by_label("Remove image").first.click()
     ask(page, "which?")
     answered(page)
     (message,) = model.bodies[-1]["messages"]
-    urls = [part["image_url"]["url"] for part in message["content"][:-1]]
-    expected = [base64.b64encode(png(c)).decode() for c in ("red", "blue", "blue")]
-    assert [url.partition(",")[2] for url in urls] == expected
+    assert sent_images(model) == [png("red"), png("blue"), png("blue")]
     assert message["content"][-1] == {"type": "text", "text": "which?"}
     assert page.locator(".user .thumbs img").count() == 3
 
@@ -189,39 +54,34 @@ def test_where_the_answer_looked(page, model):
     ask(page, "no image")
     answered(page)
     assert page.get_by_role("button", name="Where it looked").count() == 0
-    file = {"name": "a.png", "mimeType": "image/png", "buffer": png()}
-    page.locator("#files").set_input_files(file)
+    attach(page, png())
     ask(page, "which?")
     answered(page, 2)
     button = page.get_by_role("button", name="Where it looked")
     button.click()
-    sync_api.expect(page.locator(".looked figcaption")).to_have_text(
-        "Image 1: 26 % of the attention"
-    )
+    expect(page.locator(".looked figcaption")).to_have_text("Image 1: 26 % of the attention")
     assert page.locator(".looked img").count() == 2
     messages = model.bodies[-1]["messages"]
     assert list(model.bodies[-1]) == ["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
     assert messages[2]["content"][0]["type"] == "image_url"
     button.click()
-    sync_api.expect(page.locator(".looked")).to_have_count(0)
+    expect(page.locator(".looked")).to_have_count(0)
 
 
 def test_large_images_are_scaled_down(page, model):
-    file = {"name": "a.png", "mimeType": "image/png", "buffer": png(size=(3000, 1500))}
-    page.locator("#files").set_input_files(file)
-    sync_api.expect(page.locator("#pending img")).to_have_count(1)
+    attach(page, png(size=(3000, 1500)))
+    expect(page.locator("#pending img")).to_have_count(1)
     ask(page, "?")
     answered(page)
-    url = model.bodies[-1]["messages"][0]["content"][0]["image_url"]["url"]
-    image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    image = Image.open(io.BytesIO(sent_images(model)[0]))
     assert image.size == (2048, 1024) and image.format == "JPEG"
 
 
 def test_stop_keeps_what_was_said(page, model):
     model.answer, model.more = "word " * 100, threading.Semaphore(3)
     ask(page, "go on")
-    sync_api.expect(page.locator(".assistant .body")).to_contain_text("word word")
+    expect(page.locator(".assistant .body")).to_contain_text("word word")
     page.keyboard.press("Escape")
     answered(page)
     assert page.locator("#status").inner_text() == "Stopped."
@@ -239,7 +99,7 @@ def test_regenerate_edit_and_settings(page, model):
     page.get_by_role("button", name="Done").click()
     model.answer = "no"
     page.get_by_role("button", name="Regenerate").click()
-    sync_api.expect(page.locator(".assistant .body")).to_have_text("no")
+    expect(page.locator(".assistant .body")).to_have_text("no")
     body = model.bodies[-1]
     assert [m["role"] for m in body["messages"]] == ["system", "user"]
     assert (body["temperature"], body["seed"], body["model"]) == (0.7, 5, "tiny")
@@ -259,20 +119,367 @@ def test_conversations_are_kept_and_deleted(page, model):
     ask(page, "remember this")
     answered(page)
     page.get_by_role("button", name="New conversation").click()
-    sync_api.expect(page.locator(".message")).to_have_count(0)
+    expect(page.locator(".message")).to_have_count(0)
     page.reload()
     page.locator("#list").get_by_role("button", name="remember this").first.click()
     assert page.locator(".message.assistant .body").inner_text() == "yes"
     page.evaluate("window.confirm = () => true")
     page.get_by_label("Delete remember this").click()
-    sync_api.expect(page.locator("#list li")).to_have_count(0)
+    expect(page.locator("#list li")).to_have_count(0)
 
 
 def test_errors_are_told_and_can_be_tried_again(page, model):
     model.status = 429
     ask(page, "what?")
-    sync_api.expect(page.locator("#status")).to_have_text("No room. Try again in 7 s.")
+    expect(page.locator("#status")).to_have_text("No room. Try again in 7 s.")
     model.status = 200
     page.get_by_role("button", name="Answer").click()
     answered(page)
     assert len(model.bodies[-1]["messages"]) == 1
+    model.status = 413
+    ask(page, "and this?")
+    expect(page.locator("#status")).to_contain_text("Start a new conversation, or edit")
+
+
+def test_the_key_is_asked_for_and_nothing_else_is_lost(page, model):
+    model.key = "secret"
+    page.reload()
+    for reason, key in (("asks for an", "no"), ("does not accept this", "secret")):
+        expect(page.get_by_role("alert")).to_have_text(f"The server {reason} API key.")
+        expect(page.get_by_label("API key")).to_be_focused()
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Done").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    ask(page, "what?")
+    answered(page)
+    assert (model.bodies[-1]["temperature"], model.bodies[-1]["top_p"]) == (0.2, 1)
+    model.key = "other"
+    ask(page, "and now?")
+    expect(page.get_by_role("alert")).to_have_text("The server does not accept this API key.")
+
+
+def test_settings_are_kept_by_done_only_if_valid(page, model):
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Seed").fill("3")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("Seed")).to_have_value("")
+    page.get_by_label("Top p").fill("")
+    page.get_by_role("button", name="Done").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.get_by_label("Top p").fill("0.123")
+    page.get_by_role("button", name="Done").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    ask(page, "what?")
+    answered(page)
+    assert model.bodies[-1]["top_p"] == 0.123 and "seed" not in model.bodies[-1]
+
+
+def test_an_answer_stays_if_there_is_no_other(page, model):
+    ask(page, "what?")
+    answered(page)
+    model.status = 500
+    page.get_by_role("button", name="Regenerate").click()
+    status(page, "No room.")
+    assert texts(page) == ["what?", "yes"]
+    model.status, model.more = 200, threading.Semaphore(0)
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.keyboard.press("Escape")
+    answered(page)
+    page.reload()
+    expect(page.locator(".message .body")).to_have_text(["what?", "yes"])
+
+
+def test_images_that_load_are_waited_for(page, model):
+    page.evaluate(
+        """() => {
+            window.load = createImageBitmap;
+            window.createImageBitmap = async (file) => {
+                await new Promise((resolve) => { window.go = resolve; });
+                if (file.name === "b.png") throw new Error();
+                return load(file);
+            };
+        }"""
+    )
+    attach(page, png())
+    expect(page.locator("#pending .loading")).to_have_count(1)
+    ask(page, "which?")
+    assert page.locator(".message").count() == 0
+    page.evaluate("go()")
+    answered(page)
+    assert sent_images(model) == [png()]
+    attach(page, png(), name="b.png")
+    ask(page, "and this?")
+    page.evaluate("go()")
+    status(page, "b.png is not an image that can be read.")
+    expect(page.locator("#pending .item")).to_have_count(0)
+    expect(page.get_by_label("Message")).to_have_value("and this?")
+    assert page.locator(".message").count() == 2
+    page.evaluate("() => { window.createImageBitmap = load; }")
+    attach(page, b"%PDF", name="notes.pdf", kind="application/pdf")
+    status(page, "notes.pdf is not an image that can be read.")
+
+
+def test_images_are_numbered_and_can_be_removed_by_keys(page):
+    attach(page, png(), png())
+    expect(page.get_by_alt_text("Image 2")).to_be_visible()
+    page.get_by_label("Remove image 1").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Remove image 1")).to_be_focused()
+    page.keyboard.press("Enter")
+    focused(page)
+
+
+def test_transparent_becomes_white(page, model):
+    attach(page, png((0, 0, 0, 0), (2100, 30)))
+    ask(page, "?")
+    answered(page)
+    assert min(Image.open(io.BytesIO(sent_images(model)[0])).getpixel((9, 9))) > 250
+
+
+@pytest.mark.parametrize("types", [["text/plain", "Files"], ["Files"]])
+def test_text_is_pasted_and_dropped_as_text(page, types):
+    """Excel and Word give a picture of the text beside it."""
+    taken = page.evaluate(
+        """([types, data]) => ["paste", "drop"].map((name) => {
+            const all = new DataTransfer();
+            if (types.includes("text/plain")) all.setData("text/plain", "a\\tb");
+            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+            const isTaken = types.includes("Files") && !(name === "drop" && types.length > 1);
+            if (isTaken) all.items.add(new File([bytes], "a.png", { type: "image/png" }));
+            const properties = { bubbles: true, cancelable: true };
+            return !document.getElementById("text").dispatchEvent(name === "drop"
+                ? new DragEvent("drop", { dataTransfer: all, ...properties })
+                : new ClipboardEvent("paste", { clipboardData: all, ...properties }));
+        })""",
+        [types, base64.b64encode(png()).decode()],
+    )
+    assert taken == [len(types) == 1] * 2
+
+
+def test_a_double_click_on_send_stops_nothing(page, model):
+    model.answer, model.more = "word " * 30, threading.Semaphore(2)
+    page.get_by_label("Message").fill("what?")
+    page.get_by_role("button", name="Send").dblclick()
+    expect(page.locator(".waiting .body")).to_contain_text("word")
+    release(page, model)
+    assert page.locator(".ending").count() == 0
+    focused(page)
+    held(page, model, 1)
+    page.wait_for_timeout(600)  # As long as a click may be the second of a double one.
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".ending")).to_have_text("Stopped.")
+    focused(page)
+
+
+def test_tabs_share_their_conversations(page, model, address):
+    other = page.context.new_page()
+    other.goto(address)
+    ask(page, "one")
+    answered(page)
+    other.locator("#list").get_by_role("button", name="one").first.click()
+    expect(other.locator(".message .body")).to_have_text(["one", "yes"])
+    ask(page, "two")
+    expect(other.locator(".message .body")).to_have_text(["one", "yes", "two", "yes"])
+    # Both go on with it at the same time: nothing is lost.
+    page.bring_to_front()
+    held(page, model, 1)
+    ask(other, "three")
+    model.more.release(10**6)
+    for tab in (page, other):
+        answered(tab, 3)
+    expect(page.locator("#list li")).to_have_count(2)
+    found = []
+    for index in (0, 1):
+        entry = page.locator("#list li button:first-child").nth(index)
+        entry.click()
+        expect(entry).to_have_attribute("aria-current", "true")
+        found += texts(page)
+    assert {"question", "three"} <= set(found)
+
+
+def test_what_is_deleted_stays_deleted(page, model, address):
+    other = page.context.new_page()
+    other.goto(address)
+    held(page, model, 1)
+    other.evaluate("window.confirm = () => true")
+    other.get_by_label("Delete question").click()
+    expect(page.locator(".message")).to_have_count(0)
+    model.more.release(10**6)
+    ask(page, "another")
+    answered(page)
+    for tab in (page, other):
+        expect(tab.locator("#list li")).to_have_count(1)
+    other.get_by_label("Delete another").focus()
+    other.keyboard.press("Enter")
+    expect(other.locator("#list li")).to_have_count(0)
+    focused(other)
+
+
+def test_a_click_on_the_open_conversation_changes_nothing(page, model):
+    held(page, model, 2)
+    open_one = page.locator("#list [aria-current]")
+    assert int(open_one.evaluate("(node) => getComputedStyle(node).fontWeight")) >= 600
+    open_one.click()
+    release(page, model)
+    assert len(texts(page)[1]) > 250
+
+
+@pytest.mark.parametrize("broken", ["all", "settings", "full"])
+def test_storage_may_fail(page, model, broken):
+    page.add_init_script(
+        {
+            "settings": "localStorage.settings = '{';",
+            "full": "IDBObjectStore.prototype.put = () => { throw new Error('disk full'); };",
+            "all": """for (const name of ["localStorage", "sessionStorage", "indexedDB"]) {
+                Object.defineProperty(window, name, { get() { throw new Error("denied"); } });
+            }""",
+        }[broken]
+    )
+    page.reload()
+    ask(page, "what?")
+    answered(page)
+    reason = {"all": "denied", "full": "disk full", "settings": None}[broken]
+    status(page, f"This conversation could not be kept: {reason}" if reason else "")
+
+
+def test_conversations_of_the_first_version_are_kept(page, address):
+    page.goto(f"{address}/v1/models")
+    page.evaluate(
+        """() => new Promise((resolve, reject) => {
+            indexedDB.deleteDatabase("dl_techniques_chat");
+            const request = indexedDB.open("dl_techniques_chat", 1);
+            const name = "conversations";
+            request.onupgradeneeded = () => request.result
+                .createObjectStore(name, { keyPath: "id" })
+                .put({ id: "a", title: "old", time: 5, messages: [{ role: "user", text: "hi" }] });
+            request.onsuccess = () => { request.result.close(); resolve(); };
+            request.onerror = reject;
+        })"""
+    )
+    page.goto(address)
+    page.locator("#list").get_by_role("button", name="old").first.click()
+    expect(page.locator(".message .body")).to_have_text(["hi"])
+    page.get_by_role("button", name="Answer").click()
+    answered(page)
+
+
+def test_the_list_reads_no_pictures(page, address):
+    attach(page, png())
+    ask(page, "what?")
+    answered(page)
+    other = page.context.new_page()
+    other.add_init_script(
+        """for (const name of ["getAll", "get", "openCursor"]) {
+            IDBObjectStore.prototype[name] = () => { throw new Error(name); };
+        }"""
+    )
+    other.goto(address)
+    expect(other.locator("#list li")).to_have_count(1)
+
+
+def test_the_log_stays_where_the_reader_is(page, model):
+    held(page, model, 40, "line\n\n" * 80)
+    log = page.locator("#log")
+    expect(page.locator(".waiting p")).to_have_count(47)
+    page.wait_for_timeout(100)  # Frames, in which the log follows what is new.
+    assert log.evaluate("(log) => log.scrollHeight - log.scrollTop - log.clientHeight") < 5
+    log.evaluate("(log) => { log.scrollTop = 50; }")
+    page.wait_for_timeout(100)
+    release(page, model)
+    assert log.evaluate("(log) => log.scrollTop") == 50
+
+
+def test_what_is_shown_stays_when_more_comes(page, model):
+    attach(page, png())
+    ask(page, "which?")
+    answered(page)
+    page.get_by_role("button", name="Where it looked").click()
+    expect(page.locator(".looked")).to_have_count(1)
+    held(page, model, 3, "first\n\nsecond one\n\n" + "word " * 60)
+    log = page.locator("#log")
+    expect(log).to_have_attribute("aria-busy", "true")
+    assert page.locator("#status").inner_text() == "Answering \u2026"
+    first = page.locator(".waiting .body > p").first.element_handle()
+    for name in ("Edit", "Answer", "Regenerate"):
+        assert page.get_by_role("button", name=name, exact=True).count() == 0
+    release(page, model, 2)
+    assert first.evaluate("(node) => node.isConnected")
+    expect(log).to_have_attribute("aria-busy", "false")
+    assert page.locator(".looked").count() == 1
+    assert page.get_by_role("button", name="Regenerate").count() == 1
+
+
+def test_a_server_that_is_away_can_come_back_with_another_model(page, model):
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    ask(page, "what?")
+    status(page, "The server cannot be reached: try again when it runs.")
+    page.unroute("**/v1/chat/completions")
+    model.name = "other"
+    page.get_by_role("button", name="Answer").click()
+    answered(page)
+    assert model.bodies[-1]["model"] == "other"
+
+
+def test_endings_are_kept_with_the_answer(page, model):
+    model.finish_reason = "length"
+    ask(page, "one")
+    answered(page)
+    model.breaks = True
+    held(page, model, 1)
+    release(page, model, 2)
+    status(page, "The connection was lost.")
+    page.reload()
+    expect(page.locator(".ending")).to_have_text(
+        ["The longest answer allowed was reached.", "Cut off: the connection was lost."]
+    )
+
+
+def test_drafts_wait(page, model):
+    message = page.get_by_label("Message")
+    ask(page, "what?")
+    answered(page)
+    message.fill("half a")
+    attach(page, png())
+    expect(page.locator("#pending img")).to_have_count(1)
+    page.get_by_role("button", name="Edit").click()
+    page.get_by_role("button", name="Cancel editing").click()
+    expect(message).to_have_value("half a")
+    page.get_by_role("button", name="New conversation").click()
+    expect(message).to_have_value("")
+    message.fill("other")
+    page.locator("#list li button").first.click()
+    expect(message).to_have_value("half a")
+    assert page.locator("#pending img").count() == 1
+    page.reload()
+    expect(message).to_have_value("half a")
+    expect(page.locator(".message .body")).to_have_text(["what?", "yes"])
+
+
+def test_leaving_the_page_keeps_what_was_answered(page, model, address):
+    held(page, model, 3)
+    page.goto(f"{address}/v1/models")
+    page.go_back()
+    expect(page.locator(".message .body").nth(1)).to_contain_text("word word")
+    expect(page.locator(".ending")).to_contain_text("Cut off")
+
+
+def test_keys_while_composing_are_left_alone(page, model):
+    press = """([key, keyCode]) => document.getElementById("text").dispatchEvent(
+        new KeyboardEvent("keydown", { key, keyCode, bubbles: true, cancelable: true }))"""
+    page.get_by_label("Message").fill("nihon")
+    page.evaluate(press, ["Enter", 229])
+    assert page.locator(".message").count() == 0
+    held(page, model, 1)
+    page.evaluate(press, ["Escape", 229])
+    release(page, model)
+    assert page.locator(".ending").count() == 0
+
+
+def test_a_refused_clipboard_is_told(page):
+    ask(page, "what?")
+    answered(page)
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error()); }")
+    page.get_by_role("button", name="Copy").first.click()
+    status(page, "The browser refused to copy.")
