@@ -44,7 +44,7 @@ COUNTS = (
 # Steps of a large model are decoded one by one: who was read waits for the end of a turn.
 TURN_SECONDS = 0.04
 # Prompts of a large model are read a few at a time: first tokens wait for the end of a group.
-READ_SECONDS = 1.0
+READ_SECONDS = 3.0
 # Attention over tokens is an array of all pairs of them.
 MOST_LOOKED_AT = 2048
 
