@@ -80,7 +80,7 @@ class Load:
             self._names += not self._known
             writer.write(
                 b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-                b"Authorization: Bearer %d\r\nContent-Type: application/json\r\n"
+                b"X-Forwarded-For: name%d\r\nContent-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n" % (self._names, len(body)) + body
             )
             status = await reader.readuntil(b"\r\n\r\n")
