@@ -10,6 +10,9 @@ from browser import CHROMIUM
 from PIL import Image
 from playwright import sync_api
 
+# Browsers on busy machines take their time.
+sync_api.expect.set_options(timeout=20_000)
+
 
 class Model:
     """What the server says: an answer in pieces, each of which may wait for `more`."""

@@ -57,14 +57,17 @@ def test_where_the_answer_looked(page, model):
     attach(page, png())
     ask(page, "which?")
     answered(page, 2)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Instructions").fill("be brief")
+    page.get_by_role("button", name="Done").click()
     button = page.get_by_role("button", name="Where it looked")
     button.click()
     expect(page.locator(".looked figcaption")).to_have_text("Image 1: 26 % of the attention")
     assert page.locator(".looked img").count() == 2
     messages = model.bodies[-1]["messages"]
     assert list(model.bodies[-1]) == ["messages"]
-    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
-    assert messages[2]["content"][0]["type"] == "image_url"
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 2]
+    assert messages[3]["content"][0]["type"] == "image_url"
     button.click()
     expect(page.locator(".looked")).to_have_count(0)
 
@@ -379,12 +382,23 @@ def test_the_list_reads_no_pictures(page, address):
     expect(other.locator("#list li")).to_have_count(1)
 
 
+def test_answers_that_fail_at_once_make_no_second_conversation(page, model):
+    page.evaluate("() => { window.fetch = () => Promise.reject(new TypeError('offline')); }")
+    for count, text in enumerate(("one", "two", "three"), 1):
+        ask(page, text)
+        expect(page.locator(".message .body")).to_have_count(count)
+        expect(page.locator("#status")).to_contain_text("cannot be reached")
+    expect(page.locator("#list li")).to_have_count(1)
+    page.reload()
+    expect(page.locator(".message .body")).to_have_text(["one", "two", "three"])
+
+
 def test_the_log_stays_where_the_reader_is(page, model):
     held(page, model, 40, "line\n\n" * 80)
     log = page.locator("#log")
     expect(page.locator(".waiting p")).to_have_count(47)
-    page.wait_for_timeout(100)  # Frames, in which the log follows what is new.
-    assert log.evaluate("(log) => log.scrollHeight - log.scrollTop - log.clientHeight") < 5
+    # Within some frames the log follows what is new.
+    page.wait_for_function("$('log').scrollHeight - $('log').scrollTop - $('log').clientHeight < 5")
     log.evaluate("(log) => { log.scrollTop = 50; }")
     page.wait_for_timeout(100)
     release(page, model)

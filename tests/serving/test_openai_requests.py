@@ -69,6 +69,8 @@ def test_other_places(client):
     for options, place in (
         ({"stop": ["a", 5]}, "stop.1"),
         ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"n": True}, "n"),
+        ({"max_tokens": "3"}, "max_tokens"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
     ):
         assert error_of(complete(client, **options), 400)["param"] == place

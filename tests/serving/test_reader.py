@@ -202,13 +202,13 @@ def test_what_compiles_tells_nothing_of_how_long_it_takes(engine, monkeypatch, c
         return prompt_batch(*args)
 
     for _ in range(2):
-        ask(engine, "read twice").result()
+        ask(engine, "read fast").result()
     before = engine._reader.position_seconds
     monkeypatch.setattr(reader, "prompt_batch", slow)
     if compiles:
         numbers = itertools.count()
         monkeypatch.setattr(Programs, "compilations", property(lambda programs: next(numbers)))
-    ask(engine, "read slowly").result()
+    ask(engine, "read slow").result()
     idle(engine)
     assert (engine._reader.position_seconds == before) == compiles
 

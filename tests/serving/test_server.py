@@ -328,7 +328,7 @@ def test_unexpected_errors_tell_nothing(client, monkeypatch):
 
 
 def test_api_keys(engine):
-    client = client_of(engine, ServerSettings("tiny", api_keys=("right", "other")))
+    client = client_of(engine, ServerSettings("tiny", api_keys=("right", "of words")))
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic right"}):
         for path in ("/v1/models", "/vision", "/metrics", "/attention"):
             response = client.get(path, headers=headers)
@@ -336,16 +336,10 @@ def test_api_keys(engine):
             assert response.headers["www-authenticate"] == "Bearer"
     for path in ("/", "/docs", "/openapi.json", "/health", "/ready"):
         assert client.get(path).status_code == 200
-    for key in ("right", "other"):
+    for key in ("right", "of words"):
         headers = {"authorization": f"Bearer {key}"}
         assert client.get("/v1/models", headers=headers).status_code == 200
     assert "right" not in repr(client.app.state.settings)
-
-
-def test_keys_of_any_characters(engine):
-    client = client_of(engine, ServerSettings("tiny", api_keys=("schlüssel mit lücken",)))
-    key = "Bearer schlüssel mit lücken".encode()
-    assert client.get("/v1/models", headers={"authorization": key}).status_code == 200
 
 
 def test_a_client_is_an_address_and_a_key_that_is_asked_for(engine, caplog):
@@ -353,8 +347,8 @@ def test_a_client_is_an_address_and_a_key_that_is_asked_for(engine, caplog):
         caplog.clear()
         client = client_of(engine, settings)
         with caplog.at_level("INFO", "dl_techniques"):
-            for key in ("one", "two"):
-                client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+            for key in ("Bearer one", "bearer one", "Bearer   one ", "Bearer two"):
+                client.get("/v1/models", headers={"authorization": key})
         return {json.loads(record.message)["client"] for record in caplog.records}
 
     assert len(names(ServerSettings("tiny"))) == 1
@@ -470,7 +464,9 @@ def test_an_upload_that_does_not_fit_on_the_disk_leaves_nothing(monkeypatch):
 def test_wrong_settings():
     with pytest.raises(ValueError, match="max_pixels=0 must be at least 1"):
         ServerSettings("x", max_pixels=0)
-    with pytest.raises(ValueError, match="':80' is no name of a host"):
-        ServerSettings("x", allowed_hosts=(":80",))
-    with pytest.raises(ValueError, match="key cannot be empty"):
-        ServerSettings("x", api_keys=("",))
+    for host in (":80", "https://x", "", "[::1"):
+        with pytest.raises(ValueError, match="is no name of a host"):
+            ServerSettings("x", allowed_hosts=(host,))
+    for key in ("", " a", "a\n", "schlüssel", "\udcff"):
+        with pytest.raises(ValueError, match="key must be printable ASCII"):
+            ServerSettings("x", api_keys=(key,))

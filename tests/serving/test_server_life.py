@@ -5,6 +5,7 @@ import http.client
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -13,7 +14,7 @@ from tiny_chat import picture, png
 from waiting import ROWS, wait_until
 
 from dl_techniques.generation.rolling_batch import RollingBatch
-from dl_techniques.serving import listening
+from dl_techniques.serving import listening, reader
 from dl_techniques.serving.app import create_app
 from dl_techniques.serving.engine import ServingEngine
 from dl_techniques.serving.listening import Server, bound_socket, url_of
@@ -52,7 +53,7 @@ def test_its_life(engine):
     app = create_app(engine, SETTINGS)
     assert not app.state.ready.is_set()
     with TestClient(app, "http://localhost") as client:
-        wait_until(app.state.ready.is_set)
+        wait_until(app.state.ready.is_set, 300)
         assert client.get("/ready").status_code == client.get("/health").status_code == 200
         assert not any(engine.stats()[name] for name in ("requests", "new_tokens", "stop"))
         name = client.post("/upload_image", files={"file": png(picture(1))}).json()["image_id"]
@@ -76,6 +77,21 @@ def test_questions_wait_until_programs_are_compiled(engine, monkeypatch):
         assert client.get("/ready").status_code == 200
 
 
+def test_no_more_wait_for_programs_than_may_wait_for_their_turn(chat, monkeypatch):
+    engine, warm_up = ServingEngine(chat, ROWS, max_waiting=1, max_new_tokens=64), WarmUp()
+    monkeypatch.setattr(engine, "warm_up", warm_up)
+    app = create_app(engine, SETTINGS)
+    with TestClient(app, "http://localhost") as client:
+        thread, responses = asked(client)
+        wait_until(lambda: app.state.unready == 1)
+        error_of(complete(client), 429)
+        warm_up.over.set()
+        thread.join(60)
+        assert responses[0].status_code == 200
+        assert app.state.unready == 0
+        assert complete(client).status_code == 200
+
+
 def test_an_end_before_it_is_ready(engine):
     with TestClient(create_app(engine, SETTINGS), "http://localhost"):
         began = time.monotonic()
@@ -90,7 +106,7 @@ def test_a_model_that_cannot_answer(engine, monkeypatch, caplog):
         thread, responses = asked(client)
         warm_up.over.set()
         thread.join(60)
-        assert error_of(responses[0], 503)["message"] == "The engine is closed."
+        assert error_of(responses[0], 503)["message"] == "The server is shutting down."
         wait_until(lambda: gave_up)
         assert client.get("/health").status_code == client.get("/ready").status_code == 503
     assert str(app.state.failure) == "out of memory" and "out of memory" in caplog.text
@@ -102,12 +118,14 @@ def serving(engine):
     app = create_app(engine, SETTINGS, warm_up=False)
     with bound_socket("127.0.0.1", 0) as bound:
         server, address = Server(app, engine.close), url_of(bound)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()
         wait_until(lambda: server.started)
-        yield server, address
-        server.end()
-        thread.join(60)
+        try:
+            yield server, address
+        finally:
+            server.end()
+            thread.join(60)
         assert not thread.is_alive()
 
 
@@ -140,7 +158,28 @@ def test_who_waits_at_the_end_is_told(engine, monkeypatch):
     assert json.loads(last)["error"]["type"] == "server_error"
 
 
+def test_who_is_read_at_the_end_is_told(engine, monkeypatch):
+    monkeypatch.setattr(listening, "ANSWER_SECONDS", 0.1)
+    over, prompt_batch, texts = threading.Event(), reader.prompt_batch, []
+
+    def slow(*args):
+        assert over.wait(60)
+        return prompt_batch(*args)
+
+    monkeypatch.setattr(reader, "prompt_batch", slow)
+    with serving(engine) as (server, address):
+        thread = threading.Thread(target=lambda: texts.append(post(address)))
+        thread.start()
+        wait_until(lambda: engine.stats()["running"] == 1)
+        server.end()
+        thread.join(30)
+        assert json.loads(texts[0])["error"]["message"] == "The server is shutting down."
+        over.set()
+
+
 def test_answers_on_their_way_are_finished(engine, monkeypatch):
+    monkeypatch.setattr(listening, "ANSWER_SECONDS", 120)
+    monkeypatch.setattr(listening, "CUT_SECONDS", 120)
     advance = RollingBatch.advance
 
     def slow(batch, steps):
@@ -158,14 +197,21 @@ def test_answers_on_their_way_are_finished(engine, monkeypatch):
         thread.start()
         wait_until(lambda: engine.stats()["running"] == 1)
         server.end()
-        thread.join(30)
+        thread.join(120)
     assert json.loads(texts[0])["usage"]["completion_tokens"] == 40
 
 
 @pytest.mark.parametrize(
-    ("host", "start"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")]
+    ("name", "url"),
+    [(("127.0.0.1", 80), "http://127.0.0.1:80"), (("::1", 80, 0, 0), "http://[::1]:80")],
 )
-def test_addresses(host, start):
-    with bound_socket(host, 0) as bound:
-        url = url_of(bound)
-    assert url.startswith(start) and int(url.removeprefix(start)) > 0
+def test_addresses(name, url):
+    assert url_of(SimpleNamespace(getsockname=lambda: name)) == url
+
+
+def test_a_bound_port_is_nobody_elses():
+    with bound_socket("localhost", 0) as bound:
+        assert bound.getsockname()[0] == "127.0.0.1"
+        bound.listen()
+        with pytest.raises(OSError, match="Cannot listen at 127.0.0.1, port .*: Address already"):
+            bound_socket("127.0.0.1", bound.getsockname()[1])

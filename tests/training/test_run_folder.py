@@ -28,11 +28,12 @@ def test_damaged_models_are_told_by_their_file(finished):
     for damaged, reason in (
         (whole[:-100], "not a whole zip archive"),
         (b"", "not a whole zip archive"),
+        (whole.replace(b"config.json", b"Config.json"), "no item named 'config.json'"),
         (whole[:middle] + bytes(99) + whole[middle + 99 :], "Bad CRC-32"),
     ):
         path.write_bytes(damaged)
         for source in (finished, path):
-            with pytest.raises(ValueError, match=f"{FINAL_MODEL} is damaged.*{reason}"):
+            with pytest.raises(ValueError, match=f"{FINAL_MODEL} cannot be read: .*{reason}"):
                 load_model(str(source))
     with pytest.raises(ValueError, match="There is no file .*other.keras"):
         load_model(str(finished / "other.keras"))

@@ -195,7 +195,10 @@ class HuggingFaceTokenizer(Tokenizer):
         added = token_id in self._backend.get_added_tokens_decoder()
         if added or not isinstance(self._backend.decoder, decoders.ByteLevel):
             return super()._plain_bytes(token_id)
-        return bytes(_BYTE_OF[char] for char in self._id_to_piece(token_id))
+        piece = self._id_to_piece(token_id)
+        if not _BYTE_OF.keys() >= {*piece}:  # It was put into the vocabulary as a text.
+            return piece.encode()
+        return bytes(_BYTE_OF[char] for char in piece)
 
     def _id_to_piece(self, token_id: int) -> str:
         return self._backend.id_to_token(token_id)

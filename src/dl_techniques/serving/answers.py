@@ -11,7 +11,13 @@ from starlette.requests import Request
 from dl_techniques.generation.arguments import TooLongError
 from dl_techniques.serving.failures import RefusedError
 from dl_techniques.serving.looking import LookRequest
-from dl_techniques.serving.requests import ChatRequest, Event, Ticket
+from dl_techniques.serving.requests import (
+    ChatRequest,
+    ClosedError,
+    Event,
+    FullError,
+    Ticket,
+)
 
 Asked = ChatRequest | LookRequest
 # Seconds between looks whether the client is still there.
@@ -45,11 +51,8 @@ class Answers:
                 left.
             Exception: what else `requests` and `ServingEngine.submit` raise.
         """
-        answers, engine, ready = cls(), request.app.state.engine, request.app.state.ready
-        while engine.is_alive and not ready.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ready.wait(), LOOK)
-            await _check_presence(request)
+        answers, engine = cls(), request.app.state.engine
+        await _until_ready(request)
         try:
             await run_in_threadpool(answers._submit, engine, requests)
         except BaseException as error:
@@ -83,6 +86,7 @@ class Answers:
 
         Raises:
             RefusedError: if the client has left.
+            ClosedError: if the engine is being closed.
             Exception: the error of the first request that fails.
         """
         left, quiet, looked = len(self.tickets), 0, time.monotonic()
@@ -92,7 +96,7 @@ class Answers:
                 with contextlib.suppress(TimeoutError):
                     news = await asyncio.wait_for(self._events.get(), LOOK)
                 if time.monotonic() - looked >= LOOK:
-                    await _check_presence(request)
+                    await _check_both_ends(request)
                     looked = time.monotonic()
                 if news is None:
                     quiet += 1
@@ -121,9 +125,28 @@ class Answers:
         return collected
 
 
-async def _check_presence(request):
+async def _until_ready(request):
+    """Wait until the app's engine is ready; no more may do so than may wait for their turn."""
+    state = request.app.state
+    if state.ready.is_set():
+        return
+    if state.unready >= state.engine.max_waiting:
+        raise FullError("Programs are being compiled, and many wait: try later.", LOOKS_OF_PAUSE)
+    state.unready += 1
+    try:
+        while not state.ready.is_set():
+            await _check_both_ends(request)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(state.ready.wait(), LOOK)
+    finally:
+        state.unready -= 1
+
+
+async def _check_both_ends(request):
     if await request.is_disconnected():
         raise RefusedError(499, "The client has left.")
+    if not request.app.state.engine.is_alive:
+        raise ClosedError("The server is shutting down.")
 
 
 def _as_refusal(error):

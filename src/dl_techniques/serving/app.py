@@ -90,7 +90,7 @@ def create_app(
     app.state.engine, app.state.settings = engine, settings
     app.state.uploads = UploadStore(settings.upload_bytes, settings.upload_seconds)
     app.state.started, app.state.ready = int(time.time()), asyncio.Event()
-    app.state.failure = None
+    app.state.unready, app.state.failure = 0, None  # How many questions wait until it is ready.
     app.add_middleware(Protection, settings=settings, monitoring=monitoring)
     add_handlers(app)
     app.include_router(openai_routes.router)

@@ -1,5 +1,6 @@
 """ServingEngine: many requests, one model, a thread that reads and one that decodes."""
 
+import contextlib
 import math
 import threading
 import time
@@ -7,7 +8,12 @@ from collections import Counter
 
 from PIL import Image
 
-from dl_techniques.generation.arguments import check_length, checked_stop_strings, row_seeds
+from dl_techniques.generation.arguments import (
+    TooLongError,
+    check_length,
+    checked_stop_strings,
+    row_seeds,
+)
 from dl_techniques.generation.prompts import gather_prompts
 from dl_techniques.generation.rolling_batch import MOST_TOP_LOGPROBS, STEPS, RollingBatch
 from dl_techniques.generation.sampling import GREEDY, Sampler
@@ -68,6 +74,7 @@ class ServingEngine:
 
     Attributes:
         stop_ids: The ids that end an answer.
+        max_waiting: How many requests may wait.
         most_of_a_client: How many requests of one client can be taken at the same time.
 
     Raises:
@@ -96,6 +103,7 @@ class ServingEngine:
         self.stop_ids = tuple({*model.stop_ids, *model.processor.stop_ids})
         self.prefixes = PrefixStore(prefix_bytes)
         self._queue = FairQueue(max_waiting, max_per_client)
+        self.max_waiting = max_waiting
         self.most_of_a_client = min(max_waiting, max_per_client)
         self._batch = RollingBatch(model.generation_engine(), rows)
         self._running: list[Running | Looking] = []  # All that do not wait any more.
@@ -147,15 +155,18 @@ class ServingEngine:
         """
         text = {"role": "user", "content": "?"}
         question = {**text, "image": Image.new("RGB", (64, 64))}
-        most = min(self.rows, self._queue.most)
+        next_turn = [question, {"role": "assistant", "content": "."}, text]
+        most = min(self.rows, self.max_waiting)
         filled = {min(n, most) for n in NUMBERS_OF_ROWS if fills(min(n, most), n)}
-        for sampler in (GREEDY, Sampler(top_k=0)):
-            self._answer_together([[text]], sampler)
-            for count in sorted({most, *filled}):
-                self._answer_together([[question]] * count, sampler)
-            self._answer_together(
-                [[question, {"role": "assistant", "content": "."}, text]], sampler
-            )
+        together = [[[question]] * count for count in sorted({most, *filled})]
+        timeout, self.timeout = self.timeout, math.inf  # To compile may take longer.
+        try:
+            for sampler in (GREEDY, Sampler(top_k=0)):
+                for conversations in ([[text]], *together, [next_turn]):
+                    with contextlib.suppress(TooLongError):  # Small models have no such questions.
+                        self._answer_together(conversations, sampler)
+        finally:
+            self.timeout = timeout
         with self._condition:
             self._counts.clear()
 

@@ -14,7 +14,7 @@ ANSWER_SECONDS, CUT_SECONDS = 6, 8
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound but does not listen yet, so that a taken port is told at once.
+    """Return a socket that is bound but does not listen yet: a port of others is told at once.
 
     Args:
         host: A name or an address.
@@ -30,6 +30,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
         with contextlib.ExitStack() as stack:
             bound = stack.enter_context(socket.socket(family, kind, protocol))
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # Else clients of IPv4 would have other addresses.
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             bound.bind(address)
             stack.pop_all()
     except OSError as error:

@@ -51,7 +51,7 @@ class Protection:
         began, headers, status = time.monotonic(), Headers(scope=scope), 500
         scope.setdefault("state", {})
         # Without keys anybody can make one up.
-        key = headers.get("authorization", "") if self._settings.api_keys else ""
+        key = _key(headers) if self._settings.api_keys else ""
         scope["state"] |= {"client": _client(scope, key), "log": {}}
 
         async def answer(message):
@@ -81,10 +81,7 @@ class Protection:
         if origin is not None and origin.partition("://")[2] != headers.get("host"):
             return error_response(403, "Web pages of others may not ask here.", "cross_origin")
         if settings.api_keys and scope["path"] not in OPEN_PATHS:
-            scheme, _, key = headers.get("authorization", "").partition(" ")
-            # Headers are read as Latin-1, whatever they are.
-            given = key.strip().encode("latin-1")
-            if scheme.lower() != "bearer" or not settings.knows_key(given):
+            if not settings.knows_key(_key(headers)):
                 challenge = {"WWW-Authenticate": "Bearer"}
                 message = "An API key is needed: Authorization: Bearer KEY."
                 return error_response(401, message, "invalid_api_key", headers=challenge)
@@ -129,6 +126,12 @@ def _limited(receive, settings):
         return message
 
     return limited
+
+
+def _key(headers):
+    """Return the key that a client has sent, or ""."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _client(scope, key):

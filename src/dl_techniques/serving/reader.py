@@ -21,16 +21,18 @@ class Reader:
     Args:
         model: Reads.
         on_read: Called, in the reader's thread, whenever something was read.
-
-    Attributes:
-        position_seconds: How long a position of a group took lately, when nothing was compiled.
     """
 
     def __init__(self, model, on_read: Callable[[], None]):
         self._model, self._on_read = model, on_read
-        self.position_seconds = 0.0
+        self._seconds = self._positions = 0.0  # Of late, when nothing was compiled.
         self._thread = ThreadPoolExecutor(1, "serving-reader")
         self._groups: deque[tuple[Sequence[Running], Future[list[Read]]]] = deque()
+
+    @property
+    def position_seconds(self) -> float:
+        """How long it took lately to read a position; 0 if nothing is known of it."""
+        return self._seconds / self._positions if self._positions else 0.0
 
     @property
     def rows(self) -> int:
@@ -85,7 +87,8 @@ class Reader:
             reading = engine.read(inputs, new_tokens, pad_id, earlier, rows_read(group))
             joining = choose_first(engine, reading, [running.wanted for running in group])
             if engine.programs.compilations == compilations:
-                self.position_seconds = (time.perf_counter() - began) / positions_read(group)
+                self._seconds = self._seconds / 2 + time.perf_counter() - began
+                self._positions = self._positions / 2 + positions_read(group)
             return [(group, joining)]
         except Exception as error:  # Whatever it is ends requests, not the thread.
             if len(group) == 1:

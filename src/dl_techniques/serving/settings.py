@@ -27,7 +27,7 @@ class ServerSettings:
         upload_seconds: How long an uploaded image is kept.
 
     Raises:
-        ValueError: for a limit below 1, an empty key, or what is no name of a host.
+        ValueError: for a limit below 1, or what is no key or no name of a host.
     """
 
     model_name: str
@@ -45,21 +45,24 @@ class ServerSettings:
         for name, value in vars(self).items():
             if isinstance(value, int | float) and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
-        if not all(self.api_keys):
-            raise ValueError("An API key cannot be empty.")
+        for key in self.api_keys:
+            if not key or not (key.isascii() and key.isprintable()) or key != key.strip():
+                raise ValueError("An API key must be printable ASCII, without blanks around it.")
         for host in self.allowed_hosts:
             if not host_name(host):
                 raise ValueError(f"allowed_hosts: {host!r} is no name of a host.")
 
-    def knows_key(self, given: bytes) -> bool:
+    def knows_key(self, given: str) -> bool:
         """Tell whether a key is one of ours, in a time that does not depend on how wrong it is."""
-        digest = hashlib.sha256(given).digest()
+        digest = hashlib.sha256(given.encode()).digest()
         known = [hashlib.sha256(key.encode()).digest() for key in self.api_keys]
         return any([hmac.compare_digest(digest, other) for other in known])
 
 
 def host_name(host: str) -> str:
     """Return the name in a Host header, in lower case and without the port; "" if it has none."""
+    if "/" in host:
+        return ""
     if host.count(":") > 1 and not host.startswith("["):
         host = f"[{host}]"  # An IPv6 address, as addresses to listen at are given.
     try:

@@ -100,7 +100,7 @@ class TerminalChat:
                     print()
 
     def _obey(self, line):
-        name, *arguments = words(line)
+        name, *arguments = words(line) or [""]
         try:
             if name in self._commands:
                 self._command(name, arguments)
