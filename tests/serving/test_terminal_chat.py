@@ -340,7 +340,7 @@ class FullDisk:
 
 
 def test_a_full_disk_keeps_no_part_of_a_conversation(talk, monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "open", FullDisk)
+    monkeypatch.setattr(Path, "open", lambda path, mode: FullDisk(path, mode))
     printed = talk(Engine(), "one", "/save a.json")
     assert "No space left" in printed and not (tmp_path / "a.json").exists()
 
