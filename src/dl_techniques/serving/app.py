@@ -61,7 +61,7 @@ def create_app(
                 await run_in_threadpool(engine.warm_up)
         except ClosedError:  # The server ends before it was ready.
             return
-        except Exception as error:
+        except Exception as error:  # Whatever it is, nothing will ever be answered.
             logger.exception("The model cannot answer.")
             app.state.failure = error
             await run_in_threadpool(engine.close)
