@@ -15,15 +15,12 @@ class FairQueue:
     Args:
         most: How many may wait.
         most_per_client: How many of one client may wait or run.
-
-    Attributes:
-        most: How many may wait.
     """
 
     def __init__(self, most: int, most_per_client: int):
         if most < 1 or most_per_client < 1:
             raise ValueError(f"most={most} and most_per_client={most_per_client} must be >= 1.")
-        self.most, self._most_per_client = most, most_per_client
+        self._most, self._most_per_client = most, most_per_client
         self._waiting: OrderedDict[str, deque[Running]] = OrderedDict()
         self._running: Counter[str] = Counter()
 
@@ -43,7 +40,7 @@ class FairQueue:
                 f"{own} requests of this client are open, the most that may be: wait for one.",
                 retry_after,
             )
-        if len(self) >= self.most:
+        if len(self) >= self._most:
             raise FullError(
                 f"{len(self)} requests are waiting, the most that may: try later.", retry_after
             )
