@@ -393,6 +393,24 @@ def test_answers_that_fail_at_once_make_no_second_conversation(page, model):
     expect(page.locator(".message .body")).to_have_text(["one", "two", "three"])
 
 
+def test_a_page_left_before_a_question_is_kept_keeps_it(page, model):
+    ask(page, "one")
+    answered(page)
+    page.evaluate("() => { saving = new Promise(() => {}); }")
+    held(page, model, 0)
+    expect(page.locator(".waiting")).to_have_count(1)
+    page.reload()
+    expect(page.locator(".message .body")).to_have_text(["one", "yes", "question"])
+    page.get_by_role("button", name="New").click()
+    page.evaluate("() => { saving = new Promise(() => {}); }")
+    model.more.release(10**6)
+    ask(page, "another")
+    expect(page.locator(".message .body").first).to_have_text("another")
+    page.reload()
+    expect(page.locator(".message .body").first).to_have_text("another")
+    expect(page.locator("#list li").first).to_contain_text("another")
+
+
 def test_the_log_stays_where_the_reader_is(page, model):
     held(page, model, 40, "line\n\n" * 80)
     log = page.locator("#log")
