@@ -30,6 +30,14 @@ DATA_VARIABLE = "DL_TECHNIQUES_DATA"
 gc.set_threshold(10_000, 10, 10)
 
 
+def pytest_configure():
+    """Draw the same examples each time, without a time limit: machines are slow and shared."""
+    from hypothesis import settings
+
+    settings.register_profile("same", deadline=None, derandomize=True, database=None)
+    settings.load_profile("same")
+
+
 def pytest_collection_finish():
     """Leave what was imported out of all later collections."""
     gc.freeze()

@@ -56,7 +56,6 @@ limits = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(streams, limits)
 def test_every_document_once_within_the_limits_and_in_order(stream, limits):
     packer = Packer(LENGTH, **limits)
@@ -73,7 +72,6 @@ def test_every_document_once_within_the_limits_and_in_order(stream, limits):
     assert keys(pack(Packer(LENGTH, **limits), stream)) == keys(rows)
 
 
-@settings(deadline=None)
 @given(streams, limits)
 def test_a_row_has_the_oldest_document_and_no_set_fills_it_better(stream, limits):
     packer = Packer(LENGTH, **limits)
@@ -100,7 +98,7 @@ def test_a_row_has_the_oldest_document_and_no_set_fills_it_better(stream, limits
     assert next(rows, None) is None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(streams, limits)
 def test_a_restored_packer_goes_on_as_if_nothing_had_happened(stream, limits):
     whole = keys(pack(Packer(LENGTH, **limits), stream))

@@ -127,7 +127,7 @@ def test_groups_are_exchanged_together():
     assert paired_comparison(a, b, groups=["x", "x", "y", "y"]).p_value == pytest.approx(2 / 4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(*[st.floats(0, 1)] * 2), min_size=1, max_size=8))
 def test_the_other_way_round_is_the_opposite(pairs):
     a, b = (mean_table(scores) for scores in zip(*pairs, strict=True))

@@ -9,6 +9,9 @@ from waiting import ROWS
 
 from dl_techniques.serving.engine import ServingEngine
 
+# Held while the shared engine takes a turn, of which the last goes on after the last answer.
+BETWEEN_TURNS = threading.Lock()
+
 
 @pytest.fixture(scope="session")
 def chat():
@@ -20,6 +23,13 @@ def chat():
 def engine(chat):
     """An engine of 3 rows; leave it without requests."""
     engine = ServingEngine(chat, ROWS, max_waiting=8, max_per_client=6, max_new_tokens=64)
+    turn = engine._turn
+
+    def turn_alone():
+        with BETWEEN_TURNS:
+            turn()
+
+    engine._turn = turn_alone
     yield engine
     engine.close()
 
@@ -33,7 +43,8 @@ def held(engine, monkeypatch):
         assert gate.wait(60)
         turn()
 
-    monkeypatch.setattr(engine, "_turn", held_turn)
+    with BETWEEN_TURNS:
+        monkeypatch.setattr(engine, "_turn", held_turn)
     yield gate.set
     gate.set()
 

@@ -11,7 +11,7 @@ from PIL import Image
 from playwright import sync_api
 
 # Browsers on busy machines take their time.
-sync_api.expect.set_options(timeout=20_000)
+sync_api.expect.set_options(timeout=60_000)
 
 
 class Model:
@@ -27,7 +27,7 @@ class Model:
             return f"data: {json.dumps({'choices': [choice]})}\n\n"
 
         for start in range(0, len(self.answer), 7):
-            self.more.acquire(timeout=20)
+            self.more.acquire(timeout=120)
             yield line({"delta": {"content": self.answer[start : start + 7]}})
         if self.breaks:
             raise ConnectionError("The server falls over.")
@@ -103,7 +103,7 @@ def page(browser, address, model):
     """The page, new; whatever it loads from elsewhere or complains about is an error."""
     model.__init__()
     context, problems = browser.new_context(), []
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(60_000)
 
     def watch(page):
         page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))

@@ -103,6 +103,7 @@ def test_regenerate_edit_and_settings(page, model):
     model.answer = "no"
     page.get_by_role("button", name="Regenerate").click()
     expect(page.locator(".assistant .body")).to_have_text("no")
+    answered(page)
     body = model.bodies[-1]
     assert [m["role"] for m in body["messages"]] == ["system", "user"]
     assert (body["temperature"], body["seed"], body["model"]) == (0.7, 5, "tiny")
@@ -292,6 +293,8 @@ def test_tabs_share_their_conversations(page, model, address):
     model.more.release(10**6)
     for tab in (page, other):
         answered(tab, 3)
+    for tab in (page, other):
+        tab.wait_for_function("() => unsaved.length === 0")
     expect(page.locator("#list li")).to_have_count(2)
     found = []
     for index in (0, 1):
@@ -300,6 +303,19 @@ def test_tabs_share_their_conversations(page, model, address):
         expect(entry).to_have_attribute("aria-current", "true")
         found += texts(page)
     assert {"question", "three"} <= set(found)
+
+
+def test_the_list_may_be_read_anew_while_a_button_is_pressed(page, model):
+    ask(page, "one")
+    answered(page)
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.locator(".message")).to_have_count(0)
+    page.evaluate("showList()")
+    page.locator("#list li button").first.hover()
+    page.mouse.down()
+    page.evaluate("showList()")
+    page.mouse.up()
+    expect(page.locator(".message .body")).to_have_text(["one", "yes"])
 
 
 def test_what_is_deleted_stays_deleted(page, model, address):
@@ -416,7 +432,9 @@ def test_the_log_stays_where_the_reader_is(page, model):
     log = page.locator("#log")
     expect(page.locator(".waiting p")).to_have_count(47)
     # Within some frames the log follows what is new.
-    page.wait_for_function("$('log').scrollHeight - $('log').scrollTop - $('log').clientHeight < 5")
+    page.wait_for_function(
+        "() => $('log').scrollHeight - $('log').scrollTop - $('log').clientHeight < 5"
+    )
     log.evaluate("(log) => { log.scrollTop = 50; }")
     page.wait_for_timeout(100)
     release(page, model)
@@ -491,6 +509,7 @@ def test_drafts_wait(page, model):
 
 def test_leaving_the_page_keeps_what_was_answered(page, model, address):
     held(page, model, 3)
+    expect(page.locator(".waiting .body")).to_contain_text("word word")
     page.goto(f"{address}/v1/models")
     page.go_back()
     expect(page.locator(".message .body").nth(1)).to_contain_text("word word")

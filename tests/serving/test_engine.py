@@ -14,7 +14,7 @@ from waiting import ROWS, idle, wait_until
 
 from dl_techniques.generation import Sampler
 from dl_techniques.generation.arguments import TooLongError
-from dl_techniques.generation.rolling_batch import STEPS
+from dl_techniques.generation.rolling_batch import STEPS, RollingBatch
 from dl_techniques.generation.sampling import GREEDY
 from dl_techniques.serving.engine import ServingEngine
 from dl_techniques.serving.reading_groups import reading_groups
@@ -225,13 +225,15 @@ def test_cancelled_requests_make_room(engine, held):
     assert list(tickets[ROWS])[-1].finish_reason in ("stop", "length")
 
 
-def test_giving_up_an_iteration_cancels(engine):
-    events = iter(engine.submit(ask(new=64)))
-    next(events)
-    events.close()
+def test_giving_up_an_iteration_cancels(engine, monkeypatch):
     before = engine.stats()["cancelled"]
-    wait_until(lambda: not engine.stats()["running"])
-    assert engine.stats()["cancelled"] >= before
+    events = iter(engine.submit(ask(new=64, ignore_eos=True)))
+    next(events)
+    with monkeypatch.context() as never_ends:
+        never_ends.setattr(RollingBatch, "advance", lambda batch, steps: time.sleep(0.01))
+        events.close()
+        idle(engine)
+    assert engine.stats()["cancelled"] == before + 1
 
 
 def test_time_out(engine, held, monkeypatch):

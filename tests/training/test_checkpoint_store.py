@@ -142,6 +142,8 @@ def test_saving_does_not_wait_and_a_second_save_waits_for_the_first(store, block
     assert store.steps() == [] and store.latest() is None
     second = threading.Thread(target=lambda: store.save(2, *state(2)))
     second.start()
+    while not blocked.begun:
+        second.join(0.01)
     second.join(0.05)
     assert second.is_alive() and blocked.begun == ["step_000000001"]
     blocked.set()

@@ -47,7 +47,7 @@ def uninterrupted(tmp_path_factory):
 def stopped(tmp_path_factory):
     """The folder of a run that was stopped in the middle of its second epoch."""
     folder = tmp_path_factory.mktemp("stopped")
-    data = ToyData(on_read=ctrl_c_before(1, 2))
+    data = ToyData(on_read=ctrl_c_before(1, 1))
     with pytest.raises(KeyboardInterrupt, match="Stopped after step [45] of 9; resume to go on"):
         new_trainer(folder).fit(data, epochs=EPOCHS, validation_data=ToyData(seed=1))
     return folder
