@@ -110,11 +110,13 @@ def convert(
     ] = False,
 ):
     """Convert a checkpoint into another format."""
-    from dl_techniques.checkpoints.converting import convert
+    from dl_techniques.checkpoints.converting import KERAS_SUFFIX, convert
 
-    options = {"processor": None} if weights_only else {"tokenizer": tokenizer}
-    convert(load_source(source, revision=revision, **options), target, to, dtype)
+    model = load_source(source, tokenizer=tokenizer, weights_only=weights_only, revision=revision)
+    convert(model, target, to, dtype)
     typer.echo(f"{target} written.")
+    if target.suffix == KERAS_SUFFIX and getattr(model, "processor", None) is not None:
+        typer.echo("It holds no tokenizer, image settings and stop ids: a folder would.")
 
 
 @app.command()

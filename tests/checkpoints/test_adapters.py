@@ -234,7 +234,10 @@ def test_what_would_be_lost_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_save_leaves_what_was_there(copied, monkeypatch):
+@pytest.mark.parametrize(
+    "failing", ["safetensors_writer._write_tensor", "adapter_files.write_json"]
+)
+def test_a_failed_save_leaves_what_was_there(copied, monkeypatch, failing):
     (copied / "notes.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in copied.iterdir()}
     model = adapted(rank=2)
@@ -243,7 +246,7 @@ def test_a_failed_save_leaves_what_was_there(copied, monkeypatch):
         raise OSError("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("dl_techniques.checkpoints.safetensors_writer._write_tensor", full)
+        patched.setattr(f"dl_techniques.checkpoints.{failing}", full)
         with pytest.raises(OSError, match="no space left"):
             save_adapters(model, copied)
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before

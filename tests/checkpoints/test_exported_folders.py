@@ -16,6 +16,7 @@ from dl_techniques.checkpoints import (
 from dl_techniques.generation import Session, VisionCache
 from dl_techniques.models.nano_vlm import NanoVLM
 from dl_techniques.preprocessing.image_processors import (
+    CenterCropImageProcessor,
     Idefics3ImageProcessor,
     NanoVLMImageProcessor,
 )
@@ -287,6 +288,9 @@ def test_parts_with_their_tokenizer_and_image_settings(tmp_path):
     pixels = images(load_image(path), return_tensors="np")["pixel_values"][0]
     mine = model.processor.preprocess_image(path)
     np.testing.assert_allclose(pixels.transpose(1, 2, 0), mine, atol=1e-6)
+    model.processor.image_processor = CenterCropImageProcessor(16)
+    with pytest.raises(ValueError, match="CenterCropImageProcessor"):
+        export_vision_encoder(model.vision_encoder, tmp_path / "cut", processor=model.processor)
 
 
 def test_nanovlm_gets_its_tokenizer_too(tmp_path):

@@ -45,6 +45,15 @@ def test_ids_without_text_are_not_told(padded):
     assert seat.top_logprobs[0][0][1] < -10  # The others' share is counted all the same.
 
 
+def test_answers_are_greedy_though_ids_without_text_are_likelier(padded):
+    prompt = row_of(padded, MESSAGES)
+    ids = padded.generate(prompt, 6, stop_ids=())
+    (score,) = padded.score(prompt, ids.tolist())
+    assert score.greedy and score.total < -60  # The others' share is counted all the same.
+    ids[0, -1] = KNOWN
+    assert not padded.score(prompt, ids.tolist())[0].greedy
+
+
 def test_without_a_processor_all_ids_are_choosable(padded):
     batch, processor = row_of(padded, MESSAGES), padded.processor
     padded.processor = None

@@ -74,15 +74,20 @@ def test_nothing_of_a_stop_string_is_shown():
     assert "".join(pieces_of("a Ques", [END], ["Question:"])) == "a Ques"
 
 
-def test_tokens_whose_text_depends_on_the_one_before():
+@pytest.mark.parametrize("stops", [(), ["no such"]])
+def test_tokens_whose_text_depends_on_the_one_before(stops):
     words = [" a", " b", "c", " d"]
 
     def without_blank(ids):  # As SentencePiece, whose texts begin without a blank.
         return "".join(words[token] for token in ids).removeprefix(" ")
 
-    stream = TextStream(without_blank)
+    stream = TextStream(without_blank, (), stops)
     pieces = [stream.push([token]) for token in (0, 1, 2, 3, 0)]
     assert pieces == ["a", " b", "c", " d", " a"]
+    together = TextStream(without_blank, (), stops)
+    assert together.push([0, 1, 2]) + together.push([3]) + together.push([0]) == "a bc d a"
+    stopped = TextStream(without_blank, (), ["b a"])
+    assert [stopped.push([token]) for token in (0, 1, 0)] == ["a", "", ""] and stopped.ended
 
 
 def test_length_is_that_of_the_ids_up_to_the_stop_string():

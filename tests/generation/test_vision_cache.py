@@ -100,6 +100,10 @@ def test_images_in_memory_differ_by_shape_type_and_mode():
     grey = Image.fromarray(np.zeros((4, 12), np.uint8))
     palette, other_palette = grey.convert("P"), grey.convert("P")
     other_palette.putpalette([5] * 768)
+    with_alpha = [palette.copy() for _ in range(2)]
+    for image, alpha in zip(with_alpha, (3, 4), strict=True):
+        image.putpalette([5, 5, 5, alpha] * 256, "RGBA")
+    pairs = [image.convert("PA") for image in (palette, other_palette)]
     different = [
         flat,
         flat.reshape(2, 8, 3),
@@ -112,6 +116,8 @@ def test_images_in_memory_differ_by_shape_type_and_mode():
         grey,
         palette,
         other_palette,
+        *with_alpha,
+        *pairs,
         flat.tobytes(),
     ]
     assert len({image_digest(image) for image in different}) == len(different)

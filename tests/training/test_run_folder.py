@@ -1,6 +1,7 @@
 """Folders of runs that are not whole are refused with the reason."""
 
 import pytest
+from tiny_chat import chat_model
 from tiny_models import tiny_nanovlm
 
 from dl_techniques.training.run_folder import FINAL_MODEL, load_model
@@ -40,5 +41,35 @@ def test_damaged_models_are_told_by_their_file(finished):
 
 
 def test_a_run_takes_no_other_tokenizer(finished):
-    with pytest.raises(ValueError, match="has a tokenizer of its own"):
-        load_model(str(finished), tokenizer="elsewhere")
+    for options in ({"tokenizer": "elsewhere"}, {"dtype": "bfloat16"}):
+        with pytest.raises(
+            ValueError, match=f"is loaded as it is: it takes no {next(iter(options))}"
+        ):
+            load_model(str(finished), **options)
+
+
+def test_a_file_takes_what_lies_beside_it_and_a_tokenizer(finished, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    processor = chat_model().processor
+    processor.tokenizer.save(other)
+    path = str(finished / FINAL_MODEL)
+    with pytest.raises(ValueError, match="preprocessor_config.json beside it"):
+        load_model(path, tokenizer=other)
+    assert load_model(path).processor is None
+    processor.save(finished)
+    (finished / "tokenizer_config.json").unlink()
+    loaded = load_model(path, tokenizer=other)
+    assert loaded.processor.tokenizer.vocab_size == processor.tokenizer.vocab_size
+    assert load_model(path, weights_only=True).processor is None
+    with pytest.raises(ValueError, match="is loaded as it is: it takes no dtype, revision"):
+        load_model(path, dtype="bfloat16", revision="main")
+
+
+def test_without_the_processor_of_a_run(finished):
+    with pytest.raises(ValueError, match="preprocessor_config.json"):
+        load_model(str(finished))
+    chat_model().processor.save(finished)
+    assert load_model(str(finished)).processor is not None
+    assert load_model(str(finished), weights_only=True).processor is None
+    with pytest.raises(ValueError, match="weights_only leaves out the tokenizer"):
+        load_model(str(finished), tokenizer="x", weights_only=True)

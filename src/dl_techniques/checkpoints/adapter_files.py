@@ -123,6 +123,8 @@ def write_files(folder: str | os.PathLike, tensors: list[PendingTensor], config:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
         # In one file, however large, as readers look for this name.
         (written,) = write_folder(temporary, tensors, {"format": "pt"}, max_shard_bytes=sys.maxsize)
+        configured = pathlib.Path(temporary) / CONFIG_FILE
+        write_json(configured, config)
         (folder / CONFIG_FILE).unlink(missing_ok=True)
         os.replace(written, folder / WEIGHTS_FILE)
-        write_json(folder / CONFIG_FILE, config)
+        os.replace(configured, folder / CONFIG_FILE)

@@ -39,18 +39,26 @@ def family_of(found: Format, config: dict, default: type | None = None) -> type:
     return family
 
 
+def refuse_options(source: str | os.PathLike, options: dict) -> None:
+    """Raise ValueError if any option is given to a source that is loaded as it is."""
+    given = sorted(name for name, value in options.items() if value is not None)
+    if given:
+        raise ValueError(f"{source} is loaded as it is: it takes no {', '.join(given)}.")
+
+
 def load_any(source: str | os.PathLike, model_class: type | None = None, **options):
     """Return the model, or the vision encoder or decoder alone, of any supported source.
 
     Args:
         source: A `.keras` file, a folder in a supported format, or "hf://owner/name".
         model_class: What whole models are that are of no family; default: they are refused.
-        **options: See `from_preset`.
+        **options: See `from_preset`. A `.keras` file takes none: it is loaded as it is.
 
     Raises:
         ValueError: naming all that does not fit.
     """
     if pathlib.Path(source).suffix == KERAS_SUFFIX:
+        refuse_options(source, options)
         return read_keras_file(source)
     folder = local_folder(source, options.pop("revision", None))
     found, config = read_folder(folder)
@@ -65,7 +73,8 @@ def convert(model, target: str | os.PathLike, to: str, dtype: str | None = None)
 
     Args:
         model: What `load_any` returned.
-        target: A folder; for "keras" a `.keras` file, or a folder that `from_preset` reads.
+        target: A folder; for "keras" a `.keras` file, which holds neither processor nor stop ids,
+            or a folder that `from_preset` reads.
         to: One of `TARGETS`: "nanovlm" and "smolvlm" need a `NanoVLM`, "llava" a `GhostVis`,
             "internvl" (of transformers) and "nvlm_d" an `NVLM`; "llama" is a model's decoder, or
             one alone (written as Qwen2 if it has q, k, v biases); "siglip" is its vision encoder,

@@ -23,6 +23,7 @@ from dl_techniques.checkpoints.safetensors_writer import (
     write_folder,
 )
 from dl_techniques.checkpoints.staging import staged
+from dl_techniques.preprocessing.image_processors import TiledImageProcessor
 from dl_techniques.preprocessing.images import ImageProcessor
 from dl_techniques.preprocessing.preprocessor_config import preprocessor_config
 from dl_techniques.preprocessing.sentencepiece_export import to_huggingface
@@ -142,7 +143,8 @@ def export_vision_encoder(
     images = None
     if processor is not None:
         tile = processor.image_processor
-        tile = ImageProcessor(tile.image_size, tile.mean, tile.std, tile.resample)
+        if isinstance(tile, TiledImageProcessor):
+            tile = ImageProcessor(tile.image_size, tile.mean, tile.std, tile.resample)
         images = preprocessor_config(tile, kind="siglip")
     with staged(folder) as place:
         write_model(encoder, place, "siglip", config, dtype, options)

@@ -8,11 +8,12 @@ import pathlib
 MAX_JSON_BYTES = 4_000_000
 
 
-def read_json(path: str | os.PathLike) -> dict:
+def read_json(path: str | os.PathLike, max_bytes: int = MAX_JSON_BYTES) -> dict:
     """Return the object that a JSON file holds.
 
     Args:
-        path: The file, at most 4 MB.
+        path: The file.
+        max_bytes: Its largest size.
 
     Raises:
         ValueError: naming the file, if it is absent, too large, or not a JSON object.
@@ -20,8 +21,8 @@ def read_json(path: str | os.PathLike) -> dict:
     path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist.")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has more than {MAX_JSON_BYTES} bytes: not read as JSON.")
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"{path} has more than {max_bytes} bytes: not read as JSON.")
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 from dl_techniques.checkpoints.json_files import read_json
 
+# A tokenizer.json lists every piece: one of 150,000 pieces has 5 MB.
+MAX_TOKENIZER_BYTES = 100_000_000
+
 
 def token_id_in(folder: pathlib.Path, token: str) -> int | None:
     """Return the id that the tokenizer's files of a folder give an added token, None if none do.
@@ -26,8 +29,8 @@ def _added(folder: pathlib.Path) -> Iterator[tuple[str, str, int]]:
     """Yield (file, token, id) for the added tokens of every file that lists some."""
 
     def content(name: str) -> dict:
-        found = read_json(folder / name) if (folder / name).is_file() else None
-        return found if isinstance(found, dict) else {}
+        path = folder / name
+        return read_json(path, MAX_TOKENIZER_BYTES) if path.is_file() else {}
 
     entries = content("tokenizer.json").get("added_tokens")
     for entry in entries if isinstance(entries, list) else ():

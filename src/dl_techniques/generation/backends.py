@@ -71,9 +71,10 @@ class Programs:
         """See `programs.advance`; cache is used up."""
         return self._call(programs.advance, {}, (1,), tokens, cache, mask, slot)
 
-    def score(self, logits, ids, cache, mask, start):
+    def score(self, logits, ids, cache, mask, start, known_ids: int | None):
         """See `programs.score`."""
-        return self._call(programs.score, {}, (), logits, ids, cache, mask, start)
+        static = {"known_ids": known_ids}
+        return self._call(programs.score, static, (), logits, ids, cache, mask, start)
 
     def decode(self, state, i, limit, start, options, choice: Choice):
         """See `programs.decode`; state is used up."""

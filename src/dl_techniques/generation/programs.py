@@ -88,19 +88,38 @@ def advance(model, tokens, cache, mask, slot):
     return _logits(model, hidden[:, 0]), cache
 
 
-def score(model, logits, ids, cache, mask, start):
+def score(model, logits, ids, cache, mask, start, known_ids: int | None):
     """Return the log-probability of each of int32[B, T] ids given all before it, float32[B, T].
 
-    With it bool[B, T]: whether no other id is likelier. `logits` float32[B, V] are what `prefill`
-    returned, `start` is the slot of the first id.
+    With it bool[B, T]: whether `choose` could take the id and none that is likelier. `logits`
+    float32[B, V] are what `prefill` returned, `start` is the slot of the first id, `known_ids` is
+    that of `Choice`.
     """
     later, _ = model.language_decoder(
         ids, attention_mask=mask, cache=cache, cache_index=start, return_hidden=True
     )
     later = _logits(model, later[:, :-1])
     logits = ops.concatenate([ops.expand_dims(logits, 1), later], axis=1)
-    chosen = ops.take_along_axis(logits, ops.expand_dims(ids, 2), axis=2)[..., 0]
-    return chosen - ops.logsumexp(logits, axis=-1), chosen >= ops.max(logits, axis=-1)
+    ids = ops.expand_dims(ids, 2)
+    chosen = ops.take_along_axis(logits, ids, axis=2)[..., 0]
+    scores = _without_image_marks(model, _known(model, logits, known_ids))
+    likeliest = ops.take_along_axis(scores, ids, axis=2)[..., 0] >= ops.max(scores, axis=-1)
+    return chosen - ops.logsumexp(logits, axis=-1), likeliest
+
+
+def _known(model, logits, known_ids):
+    """Leave out ids without a text; see `Choice`."""
+    if known_ids is None:
+        return logits
+    return ops.where(ops.arange(model.vocab_size) < known_ids, logits, -float("inf"))
+
+
+def _without_image_marks(model, scores):
+    if not model.image_mark_ids:
+        return scores
+    marks = ops.convert_to_tensor(model.image_mark_ids, dtype="int32")
+    places = ops.expand_dims(ops.arange(model.vocab_size, dtype="int32"), 1)
+    return ops.where(ops.any(places == marks, axis=1), -float("inf"), scores)
 
 
 def choose(model, logits, state: dict, i, options: dict, choice: Choice) -> dict:
@@ -111,19 +130,12 @@ def choose(model, logits, state: dict, i, options: dict, choice: Choice) -> dict
     `pad_id` int32[B].
     """
     total = ops.logsumexp(logits, axis=-1)
-    known = logits
-    if choice.known_ids is not None:
-        is_known = ops.arange(model.vocab_size) < choice.known_ids
-        known = ops.where(is_known, logits, -float("inf"))
-    scores = known
+    scores = known = _known(model, logits, choice.known_ids)
     if choice.penalises:
         scores = penalised(scores, state["held"], penalty_of(options["settings"]))
     for processor in choice.processors:
         scores = processor(scores, state["ids"], i)
-    if model.image_mark_ids:
-        marks = ops.convert_to_tensor(model.image_mark_ids, dtype="int32")
-        places = ops.expand_dims(ops.arange(model.vocab_size, dtype="int32"), 1)
-        scores = ops.where(ops.any(places == marks, axis=1), -float("inf"), scores)
+    scores = _without_image_marks(model, scores)
     if choice.greedy:
         token = ops.cast(ops.argmax(scores, axis=-1), "int32")
     else:

@@ -50,7 +50,8 @@ def score(model, inputs, answers) -> list[Score]:
     reading = engine.read(prompts.batch(engine, model), longest, pad_id)
     ids = pad_to(ids, reading.mask.shape[0], 0)
     scores, likeliest = engine.programs.score(
-        reading.logits, ids, reading.cache, reading.mask, np.int32(reading.start)
+        *(reading.logits, ids, reading.cache, reading.mask, np.int32(reading.start)),
+        known_ids=engine.known_ids,
     )
     scores, likeliest = ops.convert_to_numpy(scores), ops.convert_to_numpy(likeliest)
     results = []

@@ -67,7 +67,7 @@ class TextStream:
         ids = self._ids[:-1] if ends else self._ids
         known = self._decode(ids[self._window : self._settled_ids])
         text = self._settled + self._decode(ids[self._window :])[len(known) :]
-        if not text.endswith(UNFINISHED):
+        if len(ids) > self._settled_ids and not text.endswith(UNFINISHED):
             self._settled, self._window, self._settled_ids = text, self._settled_ids, len(ids)
         return text.lstrip()
 

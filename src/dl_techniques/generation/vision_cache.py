@@ -93,7 +93,7 @@ def image_digest(source: Any) -> str:
         return _digest(f"array {source.dtype} {source.shape}".encode(), source.tobytes())
     source = open_image(source, max_pixels=math.inf)  # Refuses what is no image.
     kind = f"{type(source).__name__} {source.mode} {source.size} {source.getexif().get(0x0112)}"
-    palette = source.getpalette() if source.mode == "P" else None
+    palette = source.palette and (source.palette.mode, source.getpalette(None))
     return _digest(f"{kind} {palette} {source.info.get('transparency')}".encode(), source.tobytes())
 
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from dl_techniques.checkpoints.converting import KERAS_SUFFIX, load_any
+from dl_techniques.checkpoints.converting import KERAS_SUFFIX, load_any, refuse_options
 from dl_techniques.checkpoints.json_files import read_json
 from dl_techniques.checkpoints.keras_file import read_keras_file
+from dl_techniques.checkpoints.processors import tokenizer_of
 from dl_techniques.datasets.vqa_dataset import CONFIG_FILE as PROCESSOR_FILE
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.models.families import MODEL_CONFIGS
@@ -46,22 +47,28 @@ def load_checkpoint(folder: str | Path) -> tuple[VisionLanguageModel, VQADataPro
     return model, model.processor
 
 
-def load_model(source: str, **options):
+def load_model(source: str, tokenizer=None, weights_only: bool = False, **options):
     """Return the model, or the part of one, of a training run or of any other source.
 
     Args:
         source: The folder of a run; a `.keras` file, whose processor may lie beside it or one
             folder above (as a run leaves its stages); or what `converting.load_any` takes.
-        **options: Of `load_any`.
+        tokenizer: See `from_preset`; a run has its own.
+        weights_only: Leave processors alone: the model gets none.
+        **options: Of `load_any`; runs and `.keras` files take none.
 
     Raises:
-        ValueError: there is no such file, a run is given a tokenizer, and as `load_checkpoint`
-            and `load_any`.
+        ValueError: there is no such file, a source is given what it does not take, and as
+            `load_checkpoint` and `load_any`.
     """
+    if weights_only and tokenizer is not None:
+        raise ValueError("weights_only leaves out the tokenizer: name none.")
     if is_run(source):
-        if options.get("tokenizer") is not None:
-            raise ValueError(f"{source} has a tokenizer of its own; it takes no other.")
-        return load_checkpoint(source)[0]
+        refuse_options(source, options | {"tokenizer": tokenizer})
+        model = load_checkpoint(source)[0]
+        if weights_only:
+            model.processor = None
+        return model
     path = Path(source)
     settings = path / CONFIG_FILE
     if settings.is_file() and {"model", "data"} <= read_json(settings).keys():
@@ -70,12 +77,19 @@ def load_model(source: str, **options):
             "began it goes on with it."
         )
     if path.suffix != KERAS_SUFFIX:
+        options |= {"processor": None} if weights_only else {"tokenizer": tokenizer}
         return load_any(source, NanoVLM, **options)
-    model = load_any(source)
-    for folder in (path.parent, path.parent.parent):
-        if (folder / PROCESSOR_FILE).is_file():
-            model.processor = VQADataProcessor.load(folder)
-            break
+    model = load_any(source, **options)
+    places = (path.parent, path.parent.parent)
+    place = next((place for place in places if (place / PROCESSOR_FILE).is_file()), None)
+    if place is None and tokenizer is not None:
+        raise ValueError(
+            f"{source} has no {PROCESSOR_FILE} beside it: a tokenizer alone tells nothing of its "
+            "images and turns."
+        )
+    if place is not None and not weights_only:
+        own = None if tokenizer is None else tokenizer_of(tokenizer)
+        model.processor = VQADataProcessor.load(place, own)
     return model
 
 
