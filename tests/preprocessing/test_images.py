@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dl_techniques.generation.vision_cache import image_digest
 from dl_techniques.preprocessing.images import ImageError, ImageProcessor, load_image, open_image
 
 pytestmark = pytest.mark.no_backend
@@ -46,6 +47,28 @@ def test_every_kind_of_source_gives_the_same_pixels(tmp_path):
     for source in sources:
         loaded = load_image(source)
         assert loaded.mode == "RGB" and np.array_equal(np.asarray(loaded), PIXELS), source
+
+
+class Pipe(io.BytesIO):
+    """What can be read once only."""
+
+    def seekable(self):
+        return False
+
+    def seek(self, *place):
+        raise io.UnsupportedOperation
+
+
+def test_a_stream_that_was_read_is_told():
+    data = encoded(Image.fromarray(PIXELS))
+    pipe = Pipe(data)
+    assert np.array_equal(pixels(pipe), PIXELS)
+    with pytest.raises(ImageError, match="gives no bytes. If it can be read only once, give what"):
+        load_image(pipe)
+    pipe = Pipe(data)
+    assert image_digest(pipe) == image_digest(data)
+    with pytest.raises(ImageError, match="read only once"):
+        image_digest(pipe)
 
 
 def test_every_exif_orientation_is_undone():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from dl_techniques.preprocessing.images import open_image
+from dl_techniques.preprocessing.images import describe_source, open_image, read_stream
 
 
 class VisionCache:
@@ -86,9 +86,7 @@ def image_digest(source: Any) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return _digest(b"encoded", bytes(source))
     if hasattr(source, "read"):
-        if hasattr(source, "seek"):
-            source.seek(0)  # An open file may have been read before.
-        return _digest(b"encoded", source.read())
+        return _digest(b"encoded", read_stream(source, describe_source(source)))
     if isinstance(source, np.ndarray):
         return _digest(f"array {source.dtype} {source.shape}".encode(), source.tobytes())
     source = open_image(source, max_pixels=math.inf)  # Refuses what is no image.

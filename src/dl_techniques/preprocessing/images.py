@@ -129,10 +129,8 @@ def _read_bytes(source: Any, name: str) -> bytes:
             message = f"Image file {name} cannot be read: {error}."
             raise ImageError("unreadable image", message) from error
     if hasattr(source, "read"):
-        if hasattr(source, "seek"):
-            source.seek(0)  # An open file may have been read before.
         try:
-            return source.read()
+            return read_stream(source, name)
         except (FileNotFoundError, KeyError) as error:
             raise ImageError("missing image", f"Image {name} does not exist: {error}.") from error
     raise ImageError(
@@ -140,6 +138,23 @@ def _read_bytes(source: Any, name: str) -> bytes:
         f"{name} ({type(source).__name__}) is no image source; give a path, bytes, a PIL image, "
         "an array or an object with read().",
     )
+
+
+def read_stream(source: Any, name: str) -> bytes:
+    """Reads an object with `read()` from its beginning: an open file may have been read before.
+
+    Raises:
+        ImageError: nothing comes, as of a stream that was read before and cannot go back.
+    """
+    if hasattr(source, "seek") and getattr(source, "seekable", lambda: True)():
+        source.seek(0)
+    data = source.read()
+    if not data:
+        raise ImageError(
+            "unreadable image",
+            f"Image {name} gives no bytes. If it can be read only once, give what read() returned.",
+        )
+    return data
 
 
 def _open_encoded(data: bytes, name: str) -> Image.Image:
