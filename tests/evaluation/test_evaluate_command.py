@@ -106,6 +106,26 @@ def test_guards_have_their_command_too(evaluate, data, monkeypatch, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("tasks", ["easy_vqa", "text_loss"])
+def test_results_of_another_model_are_not_added_to(evaluate, data, monkeypatch, tmp_path, tasks):
+    def computed(*args, **kwargs):
+        raise AssertionError("This takes hours.")
+
+    for name in ("answer_task", "text_loss"):
+        monkeypatch.setattr(f"dl_techniques.evaluation.command.{name}", computed)
+    (tmp_path / "a.txt").write_text("To be or not to be")
+    flags = ("--tasks", tasks, "--data", data if tasks == "easy_vqa" else tmp_path / "a.txt")
+    path = tmp_path / "results.json"
+    other = {"model": "other", "checkpoint": "d0", "tasks": {"pope": {}}, "guards": {}}
+    for text, message in [
+        (json.dumps(other), "results of another model (other, checkpoint d0;"),
+        (json.dumps({"exact_match": 1.0}), "is no results.json of `evaluate`"),  # A training's.
+    ]:
+        path.write_text(text)
+        check_one_line_error(evaluate(*flags), str(path), message)
+        assert path.read_text() == text
+
+
 def test_processes_wait_for_each_other(evaluate, data):
     flags = ("--tasks", "easy_vqa", "--data", data, "--max-new-tokens", 3)
     code, out, _ = evaluate(*flags, "--shard", "1/2")

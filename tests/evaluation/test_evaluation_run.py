@@ -122,6 +122,9 @@ def test_answers_of_other_settings_are_not_mixed(yes_no, tmp_path):
         run(Oracle(), "coco_yesno", yes_no, tmp_path, digest="d2")
     with pytest.raises(ValueError, match="suffix was None, is '!'"):
         run(Oracle(), "coco_yesno", yes_no, tmp_path, suffix="!")
+    (tmp_path / "coco_yesno" / "predictions.jsonl").unlink()
+    with pytest.raises(ValueError, match="another model .oracle, checkpoint d1; this one is d2"):
+        run(Oracle(), "coco_yesno", yes_no, tmp_path, digest="d2")
 
 
 def test_damaged_files_are_named(yes_no, tmp_path):

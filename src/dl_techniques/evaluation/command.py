@@ -19,6 +19,7 @@ from dl_techniques.evaluation.run import (
     answer_task,
     collect,
     merge_results,
+    stored_results,
     task_records,
 )
 from dl_techniques.evaluation.text_guards import run_guards
@@ -51,9 +52,10 @@ def run_evaluation(
         Benchmark -> results, of those that all processes have finished.
 
     Raises:
-        ValueError: see `answer_task`.
+        ValueError: see `stored_results` and `answer_task`.
     """
     digest = weights_digest(model)
+    stored_results(folder, digest)  # Another model's are refused before anything is asked.
     passes = (False, True) if blind else (False,)
     for task, asked in questions.items():
         for blank_images in passes:
@@ -113,9 +115,11 @@ def run_text_guards(
         texts: What `text_loss` is of.
 
     Raises:
-        ValueError: for an unknown guard, or a model without a processor.
+        ValueError: for an unknown guard, or a model without a processor; see `stored_results`.
         ImportError: if lm-evaluation-harness is not installed.
     """
+    digest = weights_digest(model)
+    stored_results(folder, digest)  # Another model's are refused before anything is computed.
     found = {}
     if TEXT_LOSS in guards:
         for figure, values in text_loss(model, texts, batch_size).items():
@@ -124,8 +128,7 @@ def run_text_guards(
     if of_harness:
         for guard, values in run_guards(model, of_harness, batch_size, limit).items():
             found[guard] = {**values, "command": commands[guard]}
-    origin = {"model": name, "checkpoint": weights_digest(model)}
-    merge_results(folder, origin, {"guards": found})
+    merge_results(folder, {"model": name, "checkpoint": digest}, {"guards": found})
     table = _table("guard", "unit", "score", "95 % interval")
     for guard, figure in found.items():
         unit = figure.get("unit", "%")

@@ -18,7 +18,7 @@ from dl_techniques.evaluation.asking import (
 from dl_techniques.evaluation.data import Questions
 from dl_techniques.evaluation.predictions import Predictions, Record, read_predictions
 from dl_techniques.evaluation.questions import Question
-from dl_techniques.evaluation.results import summarise
+from dl_techniques.evaluation.results import read_results, summarise
 from dl_techniques.utils.versions import versions
 
 RESULTS_FILE = "results.json"
@@ -234,6 +234,29 @@ def collect(
     return results
 
 
+def stored_results(folder: Path, checkpoint: str) -> dict[str, Any]:
+    """Return what `results.json` of a folder holds, {} if there is none yet.
+
+    Args:
+        folder: Where it is.
+        checkpoint: The digest of the model whose results are to be added to it.
+
+    Raises:
+        ValueError: if it is of another model, or not of `evaluate`.
+    """
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        return {}
+    whole = read_results(path)
+    if whole.get("checkpoint") != checkpoint:
+        raise ValueError(
+            f"{path} holds results of another model ({whole.get('model')}, checkpoint "
+            f"{whole.get('checkpoint')}; this one is {checkpoint}). Choose another folder, or "
+            "remove the file."
+        )
+    return whole
+
+
 def merge_results(folder: Path, origin: dict[str, Any], parts: dict[str, dict], index: int = 0):
     """Add results to `results.json`; those of other tasks stay.
 
@@ -242,9 +265,12 @@ def merge_results(folder: Path, origin: dict[str, Any], parts: dict[str, dict], 
         origin: `model` and `checkpoint`.
         parts: "tasks" and "guards" -> name -> results.
         index: This process' number: others may write at the same time.
+
+    Raises:
+        ValueError: see `stored_results`.
     """
     path = folder / RESULTS_FILE
-    whole = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    whole = stored_results(folder, origin["checkpoint"])
     merged = {key: {**whole.get(key, {}), **parts.get(key, {})} for key in ("tasks", "guards")}
     whole = {**origin, "versions": versions(), **merged}
     folder.mkdir(parents=True, exist_ok=True)
