@@ -106,6 +106,14 @@ def test_every_expression_of_a_box_is_a_question():
         read("refcoco", {**BOX_ROW, "bbox": [1, 2, 3]})
 
 
+def test_options_and_hints_may_be_numbers():
+    changes = {"A": 0, "B": 2.5, "C": float("nan"), "hint": 7}
+    (question,) = read("mmbench", **changes)
+    assert question.text == "7\nWhich?\nA. 0\nB. 2.5" and question.options == ["0", "2.5"]
+    (question,) = read("scienceqa", hint=7)
+    assert question.text.startswith("Context: 7\n")
+
+
 def test_handwritten_formulas_are_read_without_blanks():
     (question,) = read("ocrbench", dataset="HME100k", answer=["x ^ 2"])
     assert get_benchmark("ocrbench").metric.score("it is x^2", question) == 1.0
@@ -126,6 +134,9 @@ def test_questions_without_pictures_stay():
         ("pope", {"image": None}, "no image"),
         ("gqa", {"imageId": None}, "'imageId' must be text"),
         ("mmbench", {"question": None}, "'question' must be text"),
+        ("mmbench", {"A": ["cat"]}, "row '1000042': 'A' must be text or a number, got .'cat'."),
+        ("mmbench", {"A": "nan"}, r"an empty option before another: the options are \['', 'dog'"),
+        ("mmbench", {"D": "bird"}, "an empty option before another"),
     ],
 )
 def test_malformed_rows_are_refused(task, changes, message):

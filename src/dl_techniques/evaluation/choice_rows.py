@@ -68,9 +68,11 @@ def read_mmmu(row: Row, find: Find) -> list[Question]:
 def read_mmbench(row: Row, find: Find) -> list[Question]:
     """Read MMBench: lmms-lab/MMBench; rotations of a question are one group."""
     name = row_id(row, "index")
-    cells = {key: _cell(row, key) for key in "ABCDE"}
-    options = [cells[key] for key in "ABCDE" if cells[key]]
-    hint = _cell(row, "hint")
+    cells = [_cell(row, key, name) for key in "ABCDE"]
+    options = [cell for cell in cells if cell]
+    if cells[: len(options)] != options:
+        raise bad_row(name, f"an empty option before another: the options are {cells}.")
+    hint = _cell(row, "hint", name)
     question = with_options(text_field(row, "question", name), options)
     return [
         Question(
@@ -120,7 +122,7 @@ def read_scienceqa(row: Row, find: Find) -> list[Question]:
     options = list_field(row, "choices", name)
     index = right_choice(row, "answer", options, name)
     question = with_options(text_field(row, "question", name), options)
-    hint = _cell(row, "hint")
+    hint = _cell(row, "hint", name)
     return [
         Question(
             name,
@@ -168,10 +170,13 @@ def read_mathvista(row: Row, find: Find) -> list[Question]:
     ]
 
 
-def _cell(row: Row, field: str) -> str:
-    """Return an optional text; "nan" is how tables spell an empty cell."""
+def _cell(row: Row, field: str, name: str) -> str:
+    """Return an optional text or number as text; "nan" is how tables spell an empty cell."""
     value = row.get(field)
-    return value.strip() if isinstance(value, str) and value.strip() != "nan" else ""
+    if value is not None and not isinstance(value, (str, int, float)):
+        raise bad_row(name, f"'{field}' must be text or a number, got {value!r:.80}.")
+    text = "" if value is None else str(value).strip()
+    return "" if text == "nan" else text
 
 
 def _literal_list(value: Any, field: str, name: str) -> list[Any]:
