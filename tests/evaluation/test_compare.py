@@ -9,6 +9,7 @@ from PIL import Image
 from dl_techniques.evaluation.compare import compare_results
 from dl_techniques.evaluation.data import open_questions
 from dl_techniques.evaluation.report import RIGHT, WRONG, evaluation_page, shown_records
+from dl_techniques.evaluation.results import parse_rows, spell_rows
 from dl_techniques.evaluation.run import task_records
 
 
@@ -51,11 +52,38 @@ def test_other_questions_are_not_compared(two, data, tmp_path):
     with pytest.raises(ValueError, match=r"different questions \(11 and 5\)"):
         compare_results(two / "a", tmp_path / "c")
     (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "results.json").write_text(json.dumps({"tasks": {"pope": {}}}))
+    path = tmp_path / "d" / "results.json"
+    path.write_text(json.dumps({"tasks": {"pope": {"asked": {"rows": "0-4"}}}}))
     with pytest.raises(ValueError, match="no benchmark in common.*has coco_yesno.*has pope"):
         compare_results(two / "a", tmp_path / "d")
     with pytest.raises(ValueError, match="holds no predictions"):
         compare_results(tmp_path / "d", tmp_path / "d")
+    path.write_text(json.dumps({"tasks": {"pope": {"asked": {}}}}))
+    with pytest.raises(
+        ValueError, match="does not say of which rows its pope is.*the answers stay"
+    ):
+        compare_results(tmp_path / "d", tmp_path / "d")
+
+
+def test_answers_beyond_the_results_are_not_compared(data, tmp_path):
+    questions = open_questions("coco_yesno", data)
+    for folder in ("a", "b"):
+        model = Oracle(**{"q3?": "no"} if folder == "a" else {})
+        for limit in (9, 3):
+            run(model, "coco_yesno", questions.limited(limit), tmp_path / folder)
+    run(Oracle(), "coco_yesno", questions.limited(3), tmp_path / "c")
+    assert len(task_records(tmp_path / "b", "coco_yesno")) == 9
+    for other in ("b", "c"):
+        (found,) = compare_results(tmp_path / "a", tmp_path / other)
+        assert (found.questions, found.a, found.b) == (3, pytest.approx(2 / 3), 1.0)
+
+
+@pytest.mark.no_backend
+@pytest.mark.parametrize(
+    ("rows", "text"), [(range(9), "0-8"), ([4], "4"), ([0, 1, 2, 5, 7, 8, 20], "0-2,5,7-8,20")]
+)
+def test_rows_as_text(rows, text):
+    assert spell_rows(rows) == text and parse_rows(text) == set(rows)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,9 @@ def test_scores_are_shown_and_written(evaluate, command, model, data, tmp_path):
         "easy_vqa",
         "cifar10",
     ]
+    # Of a shorter run over the same answers: the page is of its questions alone.
+    assert evaluate(*flags, "--max-new-tokens", 3, "--limit", 1, "--report")[0] == 0
+    assert (tmp_path / "report.html").read_text().count("<section>") == 2
 
 
 @pytest.mark.parametrize(

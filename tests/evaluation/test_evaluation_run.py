@@ -73,6 +73,7 @@ def test_what_is_written(yes_no, tmp_path):
         "odd": {"questions": 6, "accuracy": pytest.approx(4 / 6)},
     }
     assert results["asked"]["first_prompt"] == "q0?" and results["asked"]["max_new_tokens"] == 16
+    assert results["asked"]["rows"] == "0-9"
     whole = json.loads((tmp_path / "results.json").read_text())
     assert whole["tasks"]["coco_yesno"] == results
     assert whole["model"] == "oracle" and whole["checkpoint"] == "d1"

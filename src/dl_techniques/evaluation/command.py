@@ -83,10 +83,10 @@ def run_evaluation(
     for task in results.keys() - finished.keys():
         Console().print(f"{task}: other processes have not finished.", highlight=False)
     if report and finished:
-        pages = {
-            task: (found, task_records(folder, task), questions[task])
-            for task, found in finished.items()
-        }
+        pages = {}
+        for task, found in finished.items():
+            records = task_records(folder, task, rows=set(questions[task].chosen))
+            pages[task] = found, records, questions[task]
         page = evaluation_page(f"Evaluation of {name}", pages)
         (folder / "report.html").write_text(page, encoding="utf-8")
     return finished

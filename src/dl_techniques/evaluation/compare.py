@@ -1,11 +1,13 @@
 """Compares two evaluations question by question."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dl_techniques.evaluation.benchmarks import get_benchmark
 from dl_techniques.evaluation.intervals import Comparison, paired_comparison
-from dl_techniques.evaluation.results import read_results
+from dl_techniques.evaluation.results import parse_rows, read_results
 from dl_techniques.evaluation.run import task_records
 
 
@@ -33,10 +35,12 @@ class TaskComparison:
 def compare_results(first: str | Path, second: str | Path) -> list[TaskComparison]:
     """Compare two `results.json` of `dl-techniques evaluate`, with the predictions beside them.
 
-    Each benchmark that both have is tested with `paired_comparison`.
+    Each benchmark that both have is tested with `paired_comparison`, on the questions that the
+    results are of.
 
     Raises:
-        ValueError: if they have no benchmark in common, or answered different questions.
+        ValueError: if they have no benchmark in common, answered different questions, or do not
+            say which.
     """
     files = [_file(path) for path in (first, second)]
     results = [read_results(path) for path in files]
@@ -47,7 +51,7 @@ def compare_results(first: str | Path, second: str | Path) -> list[TaskCompariso
             f"The two have no benchmark in common: {files[0]} has {names[0]}, {files[1]} has "
             f"{names[1]}."
         )
-    return [_compare_task(task, *files) for task in tasks]
+    return [_compare_task(task, files, [each["tasks"][task] for each in results]) for task in tasks]
 
 
 def _file(path) -> Path:
@@ -55,10 +59,18 @@ def _file(path) -> Path:
     return path / "results.json" if path.is_dir() else path
 
 
-def _compare_task(task: str, *files: Path) -> TaskComparison:
+def _compare_task(
+    task: str, files: Sequence[Path], results: Sequence[dict[str, Any]]
+) -> TaskComparison:
     sides = []
-    for file in files:
-        records = task_records(file.parent, task)
+    for file, found in zip(files, results, strict=True):
+        rows = found.get("asked", {}).get("rows")
+        if rows is None:
+            raise ValueError(
+                f"{file} does not say of which rows its {task} is (an older version wrote it): "
+                "run its command of `evaluate` again with the same --output; the answers stay."
+            )
+        records = task_records(file.parent, task, rows=parse_rows(rows))
         if not records:
             raise ValueError(
                 f"{file.parent / task} holds no predictions: they belong beside results.json."

@@ -33,7 +33,7 @@ def evaluation_page(
 
     Args:
         title: Of the page.
-        tasks: Name -> results of `summarise`, all records, and the questions.
+        tasks: Name -> results of `summarise`, the records they are of, and the questions.
     """
     parts = []
     for task, (results, records, questions) in tasks.items():

@@ -1,7 +1,8 @@
 """What comes of answered questions: figures with intervals, by category, and a comparison."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def _categories(metric, table, records) -> dict[str, dict[str, float]]:
         values = {name: float(figure(totals)) for name, figure in metric.figures.items()}
         found[category] = {"questions": len(places[category]), **values}
     return found
+
+
+def spell_rows(rows: Iterable[int]) -> str:
+    """Return ascending row numbers as text: "0-8,12"."""
+    spans = groupby(enumerate(rows), lambda pair: pair[1] - pair[0])
+    runs = [[row for _, row in span] for _, span in spans]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def parse_rows(text: str) -> set[int]:
+    """Return the row numbers that `spell_rows` spelt."""
+    ends = [span.split("-") for span in text.split(",")]
+    return {row for span in ends for row in range(int(span[0]), int(span[-1]) + 1)}
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

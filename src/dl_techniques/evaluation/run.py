@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from dl_techniques.evaluation.asking import (
 from dl_techniques.evaluation.data import Questions
 from dl_techniques.evaluation.predictions import Predictions, Record, read_predictions
 from dl_techniques.evaluation.questions import Question
-from dl_techniques.evaluation.results import read_results, summarise
+from dl_techniques.evaluation.results import read_results, spell_rows, summarise
 from dl_techniques.utils.versions import versions
 
 RESULTS_FILE = "results.json"
@@ -155,8 +155,16 @@ def prediction_file(folder: Path, task: str, shard: tuple[int, int], blank_image
     return folder / task / f"{name}{part}.jsonl"
 
 
-def task_records(folder: Path, task: str, blank_images: bool = False) -> list[Record]:
-    """Return all records of a task, those of all processes, in the order of the data.
+def task_records(
+    folder: Path, task: str, blank_images: bool = False, rows: Container[int] | None = None
+) -> list[Record]:
+    """Return the records of a task, those of all processes, in the order of the data.
+
+    Args:
+        folder: Holds the predictions.
+        task: The benchmark's name.
+        blank_images: Those that were asked without the pictures.
+        rows: Only those of these rows: the file keeps what longer runs asked. None: all.
 
     Raises:
         ValueError: if a file is damaged, or files of other settings or numbers of processes lie
@@ -177,7 +185,7 @@ def task_records(folder: Path, task: str, blank_images: bool = False) -> list[Re
                     "of runs with other numbers of processes. Keep those of one run."
                 )
             records[key] = record
-    return [records[key] for key in sorted(records)]
+    return [records[key] for key in sorted(records) if rows is None or key[0] in rows]
 
 
 def unanswered(questions: Questions, records: list[Record]) -> int:
@@ -213,8 +221,7 @@ def collect(
     """
     chosen = set(questions.chosen)
     seen, blind = (
-        [r for r in task_records(folder, task, blank_images) if r["row"] in chosen]
-        for blank_images in (False, True)
+        task_records(folder, task, blank_images, chosen) for blank_images in (False, True)
     )
     if unanswered(questions, seen):
         return None
@@ -224,6 +231,7 @@ def collect(
         command += " --blind"
     results["asked"] = {
         "data": questions.name,
+        "rows": spell_rows(questions.chosen),
         "suffix": questions.benchmark.suffix if settings.suffix is None else settings.suffix,
         "first_prompt": seen[0]["prompt"],
         "max_new_tokens": settings.max_new_tokens or questions.benchmark.max_new_tokens,
