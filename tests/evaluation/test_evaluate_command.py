@@ -129,6 +129,15 @@ def test_results_of_another_model_are_not_added_to(evaluate, data, monkeypatch, 
         assert path.read_text() == text
 
 
+def test_what_is_left_out_is_said(evaluate, data, tmp_path):
+    row = {"index": 1, "question": "Which?", "A": "cat", "B": "dog", "answer": "B"}
+    write_lines(tmp_path / "dev.jsonl", [{**row, "image": "0.png"}])
+    flags = ("--data", tmp_path / "dev.jsonl", "--suffix", "", "--max-new-tokens", 3)
+    code, out, err = evaluate("--tasks", "mmbench", *flags)
+    assert code == 0, err
+    assert "mmbench: Answers are read by rule, not by GPT. Without circular: 1 of 1" in out
+
+
 def test_processes_wait_for_each_other(evaluate, data):
     flags = ("--tasks", "easy_vqa", "--data", data, "--max-new-tokens", 3)
     code, out, _ = evaluate(*flags, "--shard", "1/2")

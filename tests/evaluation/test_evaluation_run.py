@@ -11,8 +11,11 @@ from public_rows import PICTURE, ROWS
 from dl_techniques.datasets.row_files import FileRows
 from dl_techniques.evaluation.asking import prompt_message
 from dl_techniques.evaluation.benchmarks import get_benchmark
+from dl_techniques.evaluation.compare import compare_results
 from dl_techniques.evaluation.data import Questions, open_questions
+from dl_techniques.evaluation.metrics.yes_no import MME_COGNITION, MME_PERCEPTION
 from dl_techniques.evaluation.questions import Question
+from dl_techniques.evaluation.results import summarise
 from dl_techniques.evaluation.run import RunSettings, task_records
 
 
@@ -62,7 +65,7 @@ def test_what_is_written(yes_no, tmp_path):
     assert records[1] == {
         "row": 1, "part": 0, "parts": 1, "id": "dev-2", "prompt": "q1?",
         "answer": "No, it is not.", "parsed": "no", "score": 1.0, "references": ["no"],
-        "category": "odd", "group": "0.png",
+        "options": 0, "category": "odd", "group": "0.png",
     }  # fmt: skip
     figure = results["figures"]["accuracy"]
     assert figure["value"] == 0.6 and figure["low"] < 0.6 < figure["high"]
@@ -207,7 +210,25 @@ def test_figures_of_mme(tmp_path):
     results = run(Oracle(**said), "mme", of_rows("mme", rows), tmp_path, suffix="")
     values = {name: figure["value"] for name, figure in results["figures"].items()}
     assert values == pytest.approx({"score": 83.3333333 / 200, "acc": 0.5, "acc_plus": 1 / 3})
-    assert results["groups"] == 3 and results["totals"] == {}
+    assert results["groups"] == 3 and results["totals"] == {} and "note" not in results
+    # A pair of which one question is asked is not both right.
+    results = run(Oracle(**said), "mme", of_rows("mme", rows).limited(5), tmp_path, suffix="")
+    assert set(results["figures"]) == {"acc"} == {results["metric"]}
+    assert set(results["categories"]["OCR"]) == {"questions", "acc"} and results["totals"] == {}
+    assert "Without score and acc_plus: 1 of 3 groups" in results["note"]
+    (compared,) = compare_results(tmp_path, tmp_path)
+    assert (compared.metric, compared.questions) == ("acc", 5)
+
+
+def test_cut_pairs_of_all_subtasks_of_mme_have_no_totals():
+    records = [
+        {"score": 1.0, "group": f"{category} {k // 2}", "category": category}
+        for category in (*MME_PERCEPTION, *MME_COGNITION)
+        for k in range(4)
+    ]
+    results = summarise(get_benchmark("mme"), records)
+    assert results["totals"] == {"perception": 1.0, "cognition": 1.0}
+    assert summarise(get_benchmark("mme"), records[:-1])["totals"] == {}
 
 
 def test_mmbench_asks_in_circles(tmp_path):
@@ -225,6 +246,12 @@ def test_mmbench_asks_in_circles(tmp_path):
     assert results["figures"]["circular"]["value"] == 0.5
     assert results["figures"]["accuracy"]["value"] == pytest.approx(5 / 6)
     assert "not by GPT" in results["note"]
+    # Each question once, or not as often as it has options: no circles.
+    for chosen, count in (([0, 3], 2), ([0, 1, 2, 3], 1)):
+        questions = Questions(get_benchmark("mmbench"), Rows(rows), "rows", chosen=chosen)
+        cut = run(Oracle(), "mmbench", questions, tmp_path, suffix="")
+        assert set(cut["figures"]) == {"accuracy"} == {cut["metric"]}
+        assert f"Without circular: {count} of 2 groups of questions" in cut["note"]
 
 
 def test_figures_of_captions(tmp_path):

@@ -80,6 +80,9 @@ def run_evaluation(
     }
     finished = {task: found for task, found in results.items() if found is not None}
     print_table(results_table(finished))
+    for task, found in finished.items():
+        if "note" in found:
+            Console().print(f"{task}: {found['note']}", highlight=False)
     for task in results.keys() - finished.keys():
         Console().print(f"{task}: other processes have not finished.", highlight=False)
     if report and finished:

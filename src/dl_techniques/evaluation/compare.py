@@ -87,8 +87,8 @@ def _compare_task(
         )
     metric = get_benchmark(task).metric
     tables = [metric.table(list(side.values())) for side in sides]
-    figure = metric.figures[metric.main]
+    name, figure = next(iter(metric.figures_of(list(a.values())).items()))
     values = [float(figure(table.sum(axis=0))) for table in tables]
     groups = [record["group"] for record in a.values()]
     result = paired_comparison(*tables, figure, groups)
-    return TaskComparison(task, metric.main, len(a), *values, result)
+    return TaskComparison(task, name, len(a), *values, result)

@@ -17,31 +17,38 @@ def summarise(benchmark: Benchmark, records: Sequence[Record]) -> dict[str, Any]
     Returns:
         `metric` (the first of `figures`), `questions`, `groups`; `figures`: name -> `value`,
         `low`, `high` (95 % intervals); `categories`: the same figures, without intervals, of each
-        category; `totals`, where a benchmark sums up categories.
+        category; `totals`, where a benchmark sums up categories; `note`, what makes figures differ
+        from those of others, or why some are left out.
     """
     metric = benchmark.metric
+    chosen = metric.figures_of(records)
     groups = [record["group"] for record in records]
     table = metric.table(records)
     figures = {
-        name: vars(bootstrap_interval(table, figure, groups))
-        for name, figure in metric.figures.items()
+        name: vars(bootstrap_interval(table, figure, groups)) for name, figure in chosen.items()
     }
     results = {
-        "metric": metric.main,
+        "metric": next(iter(chosen)),
         "scoring": benchmark.scoring,
         "questions": len(records),
         "groups": len(set(groups)),
         "figures": figures,
-        "categories": _categories(metric, table, records),
+        "categories": _categories(chosen, table, records),
     }
-    if benchmark.note:
-        results["note"] = benchmark.note
+    notes = [benchmark.note] if benchmark.note else []
+    if left_out := [name for name in metric.figures if name not in chosen]:
+        notes.append(
+            f"Without {' and '.join(left_out)}: {metric.cut_groups(records):,} of "
+            f"{results['groups']:,} groups of questions are not whole."
+        )
+    if notes:
+        results["note"] = " ".join(notes)
     if metric.totals is not None:
         results["totals"] = metric.totals(results["categories"])
     return results
 
 
-def _categories(metric, table, records) -> dict[str, dict[str, float]]:
+def _categories(figures, table, records) -> dict[str, dict[str, float]]:
     places: dict[str, list[int]] = {}
     for number, record in enumerate(records):
         places.setdefault(record["category"], []).append(number)
@@ -50,7 +57,7 @@ def _categories(metric, table, records) -> dict[str, dict[str, float]]:
     found = {}
     for category in sorted(places):
         totals = table[places[category]].sum(axis=0)
-        values = {name: float(figure(totals)) for name, figure in metric.figures.items()}
+        values = {name: float(figure(totals)) for name, figure in figures.items()}
         found[category] = {"questions": len(places[category]), **values}
     return found
 

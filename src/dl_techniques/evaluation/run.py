@@ -142,6 +142,7 @@ def _records(model, benchmark, batch, settings, blank_images) -> Iterator[Record
             "parsed": metric.parse(answer, question),
             "score": metric.score(answer, question),
             "references": list(question.answers),
+            "options": len(question.options),
             "category": question.category,
             "group": question.group,
         }

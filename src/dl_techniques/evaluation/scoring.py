@@ -1,11 +1,13 @@
 """How the answers of a benchmark become figures: the functions of `metrics`, applied to records.
 
 A record is a line of a predictions file: `answer` (raw), `parsed`, `score`, and of the question
-`references`, `category` and `group`. Every figure is a function of sums over the questions, so
-that all get their intervals and tests from `intervals`.
+`references`, `options` (how many), `category` and `group`. Every figure is a function of sums over
+the questions, so that all get their intervals and tests from `intervals`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +38,8 @@ class Scoring:
         table: Records -> float64[N, C], what each adds to C totals.
         figures: Name -> figure of the totals; the first is the benchmark's.
         totals: Category -> figures, to figures of groups of categories.
+        whole: Those of `figures` that need every question of each group.
+        group_size: Record -> how many questions its group has.
     """
 
     score: Callable[[str, Question], float]
@@ -43,11 +47,19 @@ class Scoring:
     table: Callable[[Records], np.ndarray] = score_table
     figures: Mapping[str, Figure] = field(default_factory=lambda: {"accuracy": mean_figure})
     totals: Callable[[Mapping[str, Mapping[str, float]]], dict[str, float]] | None = None
+    whole: Collection[str] = ()
+    group_size: Callable[[Mapping[str, Any]], float] = lambda record: 1
 
-    @property
-    def main(self) -> str:
-        """The name of the benchmark's figure."""
-        return next(iter(self.figures))
+    def figures_of(self, records: Records) -> dict[str, Figure]:
+        """Return the figures that these records allow; the first is the benchmark's."""
+        left_out = self.whole if self.cut_groups(records) else ()
+        return {name: each for name, each in self.figures.items() if name not in left_out}
+
+    def cut_groups(self, records: Records) -> int:
+        """Return how many groups lack questions, as where a limit cuts them."""
+        found = Counter(record["group"] for record in records)
+        wanted = {record["group"]: self.group_size(record) for record in records}
+        return sum(found[group] < size for group, size in wanted.items())
 
 
 _POPE = ("f1", "accuracy", "precision", "recall", "yes_ratio")
@@ -73,6 +85,12 @@ def _group_table(records: Records) -> np.ndarray:
     return table
 
 
+def _rotations(record: Mapping[str, Any]) -> float:
+    """Return how many rotations a question has: each option once in each place."""
+    # Files of older versions do not tell: no circle is known to be whole.
+    return record.get("options", math.inf)
+
+
 def _all_right(totals: np.ndarray) -> np.ndarray:
     return totals[..., 2] / totals[..., 3]
 
@@ -82,9 +100,10 @@ def _mme_figure(totals: np.ndarray) -> np.ndarray:
 
 
 def _mme_totals(categories: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    # A part of the subtasks (--limit) has no totals.
+    # A part of the subtasks, or of a pair of questions (--limit), has no totals.
     known = {*metrics.yes_no.MME_PERCEPTION, *metrics.yes_no.MME_COGNITION}
-    return metrics.mme_total(categories) if known == set(categories) else {}
+    whole = known == set(categories) and all("acc_plus" in part for part in categories.values())
+    return metrics.mme_total(categories) if whole else {}
 
 
 def _caption_table(records: Records) -> np.ndarray:
@@ -173,6 +192,8 @@ SCORINGS: dict[str, Scoring] = {
         _group_table,
         {"score": _mme_figure, "acc": mean_figure, "acc_plus": _all_right},
         _mme_totals,
+        whole=("score", "acc_plus"),
+        group_size=lambda record: 2,
     ),
     "mmstar": Scoring(
         lambda answer, question: metrics.mmstar_accuracy(answer, question.answers[0]),
@@ -191,6 +212,8 @@ SCORINGS: dict[str, Scoring] = {
         lambda answer, question: metrics.option_letter(answer, question.options),
         _group_table,
         {"circular": _all_right, "accuracy": mean_figure},
+        whole=("circular",),
+        group_size=_rotations,
     ),
     "mathvista": Scoring(
         _mathvista(metrics.mathvista_accuracy), _mathvista(metrics.mathvista_answer)
