@@ -8,6 +8,7 @@ from dl_techniques.evaluation.metrics import (
     box_accuracy,
     box_iou,
     choice_accuracy,
+    choice_letter,
     likeliest_choice,
     mathvista_accuracy,
     mathvista_answer,
@@ -92,6 +93,55 @@ def test_option_letter_guesses_nothing(prediction, chosen):
     assert option_letter(prediction, ANIMALS) == chosen
     for letter in "ABC":
         assert choice_accuracy(prediction, letter, ANIMALS) == (letter == chosen)
+
+
+@pytest.mark.no_backend
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("Answer: B\nThe cat sits.", "B"),
+        ("Answer:\nb\nThe cat sits.", "B"),
+        ("B\nThe cat sits.", "B"),
+        ("**B**\n\nThe", "B"),
+        ("The cat sits.\n(B)", "B"),
+        ("B, because it sits", "B"),
+        ("The answer is B, because", "B"),
+        ("The answer is b, I think", "B"),
+        ("The answer is B; it sits", "B"),
+        ("The answer is B because it sits", "B"),
+        ("The answer is B and it sits", "B"),
+        ("The choice would be: C as it sits", "C"),
+        ("Option B is correct.", "B"),
+        ("Option A is correct.", "A"),
+        ("The answer is A, because", "A"),
+        ("The answer is A because it sits", "A"),
+        ("The answer is option B because it sits", "B"),
+        ("The correct option is (B) and not (A).", "B"),
+        ("Option B is right, option C is wrong", "B"),
+        ("B. It sits, while option C shows a dog.", "B"),
+        ("B\nOption A is wrong", "B"),
+        ("The answer is A cat", None),
+        ("The answer I give is a cat", None),
+        ("Option A cat", None),
+        ("I, as a model, see a cat", None),
+        ("The answer is b because it sits", None),
+        ("The answer is Because", None),
+        ("The answer is U.S. soil", None),
+        ("The answer is X-ray", None),
+        ("The answer is B or C", None),
+        ("The answer is (A) or (B).", None),
+        ("The answer is B, C or D.", None),
+        ("The answer is B, or A.", None),
+        ("Option B is not correct.", None),
+        ("Option B isn't it", None),
+        ("A, B", None),
+        ("A\nB\nC", None),
+        ("Option B shows a cat, option C a dog", None),
+        ("Option B is correct, as (A) shows a dog", None),
+    ],
+)
+def test_choice_letter_within_sentences(text, letter):
+    assert choice_letter(text) == letter
 
 
 def test_option_letter_takes_the_longer_of_nested_options():

@@ -8,13 +8,29 @@ import numpy as np
 
 from dl_techniques.evaluation.metrics.matching import canonical
 
-# A letter alone, with or without its marks, before a text or not: "b", "(B)", "B.", "B) a cat".
-_LETTER = r"\(\s*([A-Za-z])\s*\)|\b([A-Za-z])(?=[).:](?:\s|$))|\b([A-Za-z])(?=\s*[.!]?\s*$)"
-_WHOLE = re.compile(r"\(?\s*([A-Za-z])\s*[).:]?")
-_LEADING = re.compile(r"(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])[).:](?=\s))")
-_STATED = re.compile(
-    rf"\b(?:answer|choice|option)\b(?:\s+(?:is|would\s+be))?\s*:?\s*(?:{_LETTER})", re.IGNORECASE
+# Not one of several letters, as in "B or C", "(A) and (B)" and "B, C".
+_ALONE = (
+    r"(?i:(?!\s*(?:[,/&]\s*|\b(?:or|and)\s+)+"
+    r"(?:\(\s*[a-z]\s*\)|[b-hj-z]\b|[ai](?=\s*(?:[).:,;!]|$)))))"
 )
+# A letter with or without its marks, before a text or at a line's end: "(B)", "B.", "B) a cat".
+_MARKED = r"(?:\(\s*([A-Z])\s*\)|\b([A-Z])(?=[).:](?:\s|$)|\s*[.!]?\s*$))"
+# A letter in the midst of a sentence. "A" and "I" may be words: more must tell them from these.
+_WITHIN = (
+    r"(?:\b([A-Z])(?=[,;](?:\s|$))|\b(?-i:([B-HJ-Z]))(?=\s)"
+    r"|\b(?-i:(A))(?=\s+(?:is|because|since|as)\b))"
+    r"(?!\s+(?:is|was|does|can|would)\s*(?:not|n['’]t|wrong|incorrect|false)\b)"
+)
+_IS = r"(?:\s+(?:is|would\s+be)\s*:?|\s*:)"
+_STATED = re.compile(
+    rf"\b(?:(?:answer\b{_IS}?|(?:choice|option)\b{_IS})\s*(?:{_MARKED}|{_WITHIN})"
+    rf"|(?:choice|option)\s+{_MARKED}){_ALONE}",
+    re.IGNORECASE | re.MULTILINE,
+)
+# "Option B shows a cat" chooses B where nothing else is chosen.
+_MENTIONED = re.compile(rf"\b(?:choice|option)\s+{_WITHIN}{_ALONE}", re.IGNORECASE | re.MULTILINE)
+_WHOLE = re.compile(r"\(?\s*([A-Za-z])\s*[).:]?")
+_LEADING = re.compile(rf"(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])[).:](?=\s)|([A-HJ-Z])(?=,\s){_ALONE})")
 _BRACKETED = re.compile(r"\(\s*([A-Z])\s*\)")
 _MMSTAR = re.compile(r"(?:\(|option |the answer is )?(.)", re.DOTALL)
 _MMMU_ENDS = (",", ".", "!", "?", ";", ":", "'")
@@ -24,15 +40,21 @@ def choice_letter(text: str) -> str | None:
     """Return the letter that an answer chooses, in upper case; None if it chooses none, or several.
 
     In this order: a letter alone; letters after "answer", "choice" or "option"; a letter with a
-    mark that begins the text, and letters in brackets. The article of "A cat" is no choice.
+    mark that begins the text, letters alone on a line, and letters in brackets. The words "A" and
+    "I" are no choices, as in "A cat" and "The answer is a cat". "Option B shows a cat" counts where
+    no letter begins the text or has a line.
     """
     text = text.strip().replace("*", "")
     if found := _WHOLE.fullmatch(text):
         return found[1].upper()
     letters = _letters(_STATED, text)
     if not letters:
-        leading = _LEADING.match(text)
-        letters = _letters(_BRACKETED, text) | (set() if leading is None else {_letter(leading)})
+        starts = [
+            _LEADING.match(text),
+            *(_WHOLE.fullmatch(line.strip()) for line in text.splitlines()),
+        ]
+        marked = {_letter(found) for found in starts if found}
+        letters = _letters(_BRACKETED, text) | (marked or _letters(_MENTIONED, text))
     return letters.pop() if len(letters) == 1 else None
 
 
