@@ -285,9 +285,14 @@ def mixed_data(tmp_path_factory):
 
 
 def mixed_config(folder, data, **changes):
-    """Return two stages on a mixture: the projection, then the last block with adapters."""
+    """Return two stages on a mixture: the projection to the data's end, then adapters."""
     stages = [
-        {"name": "align", "steps": 3, "learning_rates": {"projection": 1e-2}},
+        {
+            "name": "align",
+            "steps": 90,
+            "max_epochs": 0.3,  # These have three batches.
+            "learning_rates": {"projection": 1e-2},
+        },
         {
             "name": "tune",
             "steps": 4,
@@ -338,6 +343,7 @@ def test_stages_run_on_a_mixture(mixed_run):
         {k.split("/", 1)[1] for k in row if k.startswith("learning_rate/")} for row in steps[2:4]
     ]
     assert rates == [{"modality_projection"}, {"lora_kernel_[ab]", "modality_projection"}]
+    assert steps[2]["learning_rate/modality_projection"] == pytest.approx(1e-2 * 0.02)
     assert {path.name for path in (folder / "samples").iterdir()} == {
         f"step_{step:06d}.png" for step in (2, 3, 4, 6, 7)
     }
@@ -411,6 +417,6 @@ def test_shares_are_of_tokens_and_all_sources_go_by_their_rows(
 ):
     processor = VQADataProcessor.load(mixed_run[0])
     config = mixed_config(tmp_path, mixed_data, mixture=mixture, steps=7, max_documents=1)
-    data, steps = stage_data({**config, "name": "a"}, processor, [])
-    assert (data.mixture.unit, steps, data.settings.max_documents) == (unit, 7, 1)
+    data, *steps = stage_data({**config, "name": "a"}, processor, [])
+    assert (data.mixture.unit, steps, data.settings.max_documents) == (unit, [7, 7], 1)
     assert set(data.sources) == {"colours", "texts"}

@@ -12,9 +12,11 @@ from tiny_models import logits
 from toy_runs import micro_nanovlm
 from toy_stages import ToyStream, align, text_batch, tune
 
+from dl_techniques.training.checkpoint_reader import CheckpointReader
 from dl_techniques.training.flops import model_flops
 from dl_techniques.training.stage_trainer import StageTrainer
 from dl_techniques.training.stages import Stage
+from dl_techniques.training.watching import Evaluation
 
 
 def weights(model):
@@ -115,6 +117,46 @@ def test_steps_after_the_last_checkpoint_are_taken_again(whole, tmp_path):
         np.testing.assert_array_equal(value, whole[2][path], path)
 
 
+def test_stages_that_end_with_their_data_are_as_if_their_steps_were_done(whole, tmp_path, caplog):
+    asked = []
+
+    def evaluate(step, model):
+        asked.append(step)
+        return Evaluation({"toy": 0.0}, score=float(step == 4))
+
+    def trainer(model):
+        stages = [
+            align(steps=50, planned_steps=4, data=ToyStream(1, batches=4, ends=True)),
+            # The eleventh batch is no whole update.
+            tune(steps=50, planned_steps=5, data=ToyStream(2, batches=11, ends=True)),
+        ]
+        return StageTrainer(model, stages, tmp_path, evaluate=evaluate, evaluate_every=4)
+
+    model = fresh_model()
+    trainer(model).run()
+    lines = log_of(tmp_path)
+    assert [row for row in lines if "train/loss" in row] == log_of(whole[0])
+    assert asked == [4, 8, 9]
+    checkpoints = CheckpointReader(tmp_path / "checkpoints", "max")
+    assert (checkpoints.best(), checkpoints.steps()) == (4, [4, 8, 9])
+    again = micro_nanovlm(seed=3, dropout=0.2)
+    trainer(again).run(resume=True)
+    assert asked == [4, 8, 9] and log_of(tmp_path) == lines
+    for path, value in whole[2].items():
+        np.testing.assert_array_equal(weights(model)[path], value, path)
+        np.testing.assert_array_equal(weights(again)[path], value, path)
+    assert not caplog.records
+
+
+def test_data_that_ends_too_soon_is_told(tmp_path, caplog):
+    data = ToyStream(1, batches=3, ends=True)
+    model = micro_nanovlm()
+    StageTrainer(model, [align(steps=50, data=data)], tmp_path / "a").run()
+    assert "planned for 50 steps, but the data had 3" in caplog.text
+    with pytest.raises(ValueError, match="before the first step, which takes 4 batches"):
+        StageTrainer(model, [align(accumulation_steps=4, data=data)], tmp_path / "b").run()
+
+
 def test_a_step_that_is_not_finite_is_left_out_and_named(tmp_path):
     model, clean = micro_nanovlm(), micro_nanovlm()
     seen = {}
@@ -195,6 +237,7 @@ def test_what_cannot_be_run_is_refused(whole, tmp_path):
     [
         ({"name": "a b"}, "letters"),
         ({"steps": 0}, "steps"),
+        ({"planned_steps": 2}, "at most steps=1"),
         ({"trainable": {}}, "trains nothing"),
         ({"trainable": {"modality_projection": 0.0}}, "learning rate 0.0"),
         ({"unfreeze_last_blocks": {"vision_encoder": 1}}, "no patterns of trainable"),

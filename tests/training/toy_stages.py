@@ -13,11 +13,12 @@ class ToyStream:
         seed: See `ToyData`.
         spoiled: Numbers of batches whose pictures are NaN.
         batches: After so many the data ends; None: never.
+        ends: Whether that is as it should be.
     """
 
-    def __init__(self, seed=0, spoiled=(), batches=None):
+    def __init__(self, seed=0, spoiled=(), batches=None, ends=False):
         self.data = ToyData(batch_size=1, rows=4, seed=seed)
-        self.spoiled, self.batches = set(spoiled), batches
+        self.spoiled, self.batches, self.ends = set(spoiled), batches, ends
 
     def __iter__(self):
         return ToyIterator(self)

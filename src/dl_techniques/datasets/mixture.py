@@ -8,7 +8,7 @@ from the source that is behind. Named shares are in `mixture_recipes`.
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dl_techniques.datasets.mixture_recipes import check_share
@@ -61,6 +61,14 @@ class Mixture:
         self.epochs = dict(epochs) if isinstance(epochs, Mapping) else epochs
         self.temperature = temperature
         self.seed = operator.index(seed)
+
+    def ends(self, sources: Iterable[str]) -> bool:
+        """Tells whether all sources are exhausted at some time: each with a share has a limit."""
+        caps = self.epochs
+        if not isinstance(caps, Mapping):
+            return caps is not None
+        used = sources if self.shares is None else [s for s in sources if self.shares.get(s, 0) > 0]
+        return all(caps.get(source) is not None for source in used)
 
     def start(
         self,
@@ -285,6 +293,10 @@ class MixtureRun:
             }
             for source in self._sources.values()
         }
+
+    def limits(self) -> dict[str, float]:
+        """Returns source -> the most samples that are ever drawn of it; infinite if not known."""
+        return {s.name: s.limit if s.share > 0 else 0 for s in self._sources.values()}
 
     def state(self) -> dict[str, Any]:
         """Returns all that `restore` needs, ready for JSON.

@@ -138,6 +138,10 @@ class Planner:
         """Return the realised shares of each source; see `MixtureRun.shares`."""
         return self._draws.shares()
 
+    def limits(self) -> dict[str, float]:
+        """Return how many samples each source gives at most; see `MixtureRun.limits`."""
+        return self._draws.limits()
+
     @property
     def utilisation(self) -> float:
         """Share of the packed rows' tokens that are not padding."""

@@ -143,6 +143,28 @@ class TrainingStream(grain.IterDataset):
     def __iter__(self) -> TrainingIterator:
         return TrainingIterator(self)
 
+    @property
+    def ends(self) -> bool:
+        """Whether there is a last batch: every source has a limit of epochs."""
+        return self.mixture.ends(self.sources)
+
+    def planner(self, sources: Mapping[str, Any], mixture: Mixture) -> Planner:
+        """Return what plans rows as this stream does, of any sources in any mixture."""
+        settings = self.settings
+        return Planner(
+            sources,
+            RowEncoder(
+                self.processor.encode, settings.length, split=settings.long_samples == "split"
+            ),
+            self.processor.tokenizer,
+            mixture,
+            settings.length,
+            settings.lookahead,
+            self.loader.count_tiles,
+            settings.max_tiles,
+            settings.max_documents,
+        )
+
 
 @dataclasses.dataclass
 class _PlannedBatch:
@@ -177,20 +199,8 @@ class TrainingIterator(grain.DatasetIterator):
         self._begin()
 
     def _begin(self) -> None:
-        stream, settings = self._stream, self._stream.settings
-        self._planner = Planner(
-            stream.sources,
-            RowEncoder(
-                stream.processor.encode, settings.length, split=settings.long_samples == "split"
-            ),
-            stream.processor.tokenizer,
-            stream.mixture,
-            settings.length,
-            settings.lookahead,
-            stream.loader.count_tiles,
-            settings.max_tiles,
-            settings.max_documents,
-        )
+        stream = self._stream
+        self._planner = stream.planner(stream.sources, stream.mixture)
         self._ended = False
         self._ahead: deque[_PlannedBatch] = deque()
         self._quarantine = Quarantine(stream.quarantine)

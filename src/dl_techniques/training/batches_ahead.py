@@ -19,21 +19,21 @@ class BatchesAhead:
         self._pool = ThreadPoolExecutor(1)
         self._upcoming = self._pool.submit(self._read)
 
-    def _read(self) -> tuple:
+    def _read(self) -> tuple | None:
         batch = next(self._iterator, None)
         if batch is None:
-            raise ValueError("The data ended before the stage: allow more epochs, or fewer steps.")
+            return None
         names = getattr(self._iterator, "sample_ids", list)()
         return _with_images_on_device(batch), self._iterator.get_state(), names
 
-    def next(self) -> tuple[tuple, Any, list[str]]:
-        """Return (batch, the iterator's state behind it, the ids of its samples).
+    def next(self) -> tuple[tuple, Any, list[str]] | None:
+        """Return (batch, the iterator's state behind it, the ids of its samples); None at the end.
 
-        Raises:
-            ValueError: there is no further batch.
+        Nothing may be asked for after the end.
         """
         item = self._upcoming.result()
-        self._upcoming = self._pool.submit(self._read)
+        if item is not None:
+            self._upcoming = self._pool.submit(self._read)
         return item
 
     def close(self) -> None:

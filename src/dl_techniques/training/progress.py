@@ -12,7 +12,7 @@ class ProgressReport:
     """A context manager that is told each step's results.
 
     Args:
-        total_steps: Steps of the whole run.
+        total_steps: Steps of the whole run; the attribute may be changed as more is known.
         done_steps: Steps done before (a resumed run).
         log_every: Steps between lines where there is no terminal.
     """
@@ -47,11 +47,15 @@ class ProgressReport:
             f"loss {row['loss']:.4f} accuracy {row['accuracy']:.1%} "
             f"{row['tokens_per_second']:.0f} supervised tokens/s lr {rates}"
         )
-        self.bar.update(self.task, completed=row["step"], description=text, epoch=row["epoch"])
+        # Data may have more steps than were expected.
+        total = max(self.total_steps, row["step"])
+        self.bar.update(
+            self.task, completed=row["step"], total=total, description=text, epoch=row["epoch"]
+        )
         done = row["step"] - self.first_step
         if not self.console.is_terminal and row["step"] % self.log_every == 0:
-            left = (time.perf_counter() - self.started) / done * (self.total_steps - row["step"])
-            self.say(f"step {row['step']}/{self.total_steps} {text} {left:.0f} s left")
+            left = (time.perf_counter() - self.started) / done * (total - row["step"])
+            self.say(f"step {row['step']}/{total} {text} {left:.0f} s left")
 
     def say(self, line: str) -> None:
         """Print a line beside the bar."""

@@ -90,8 +90,8 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
     stages = []
     for settings in stage_configs(config):
         samples = _samples(settings, first, train)
-        data, steps = stage_data(settings, processor, samples)
-        stages.append(_stage(settings, steps, data))
+        data, steps, planned_steps = stage_data(settings, processor, samples)
+        stages.append(_stage(settings, steps, planned_steps, data))
     trainer = _trainer(config, model, stages, held_out, folder)
     if not resume:  # A run that cannot be resumed must leave the folder as it was.
         trainer.begin(restart)
@@ -129,7 +129,7 @@ def _join_processes(config: dict) -> None:
     initialize_processes(*given, seed=config["seed"])
 
 
-def _stage(settings: dict, steps: int, data=None) -> Stage:
+def _stage(settings: dict, steps: int, planned_steps: int | None = None, data=None) -> Stage:
     """Return the stage of some settings."""
 
     def paths(named):
@@ -138,6 +138,7 @@ def _stage(settings: dict, steps: int, data=None) -> Stage:
     return Stage(
         name=settings["name"],
         steps=steps,
+        planned_steps=planned_steps,
         trainable=paths(settings["learning_rates"]),
         data=data,
         unfreeze_last_blocks=paths(settings["unfreeze_last_blocks"]),

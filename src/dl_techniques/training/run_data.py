@@ -5,6 +5,7 @@ from typing import Any
 
 from dl_techniques.datasets.augmentation import compose, random_crop, random_flip
 from dl_techniques.datasets.epoch_stream import EpochStream
+from dl_techniques.datasets.expected_batches import expected_batches
 from dl_techniques.datasets.mixture import Mixture
 from dl_techniques.datasets.mixture_recipes import MIXTURES
 from dl_techniques.datasets.readers import read_samples
@@ -48,8 +49,8 @@ def load_data(config: dict) -> tuple[list, list]:
     return train, _first_questions(held_out, config)
 
 
-def stage_data(config: dict, processor, samples: list) -> tuple[Any, int]:
-    """Return (what a stage takes batches from, its number of steps).
+def stage_data(config: dict, processor, samples: list) -> tuple[Any, int, int]:
+    """Return (what a stage takes batches from, its most steps, how many to expect).
 
     Args:
         config: The stage's settings.
@@ -57,7 +58,8 @@ def stage_data(config: dict, processor, samples: list) -> tuple[Any, int]:
         samples: What is learned without a mixture.
     """
     if config["mixture"] is not None:
-        return _mixture_stream(config, processor), config["steps"]
+        stream = _mixture_stream(config, processor)
+        return stream, config["steps"], _expected_steps(config, stream)
     dataset = processor.create_dataset(
         samples,
         config["batch_size"],
@@ -71,7 +73,7 @@ def stage_data(config: dict, processor, samples: list) -> tuple[Any, int]:
     logger.info("%s", dataset.report)
     batches = config["epochs"] * len(dataset)
     steps = config["steps"] or max(1, batches // config["accumulation_steps"])
-    return EpochStream(dataset, local_rows), steps
+    return EpochStream(dataset, local_rows), steps, steps
 
 
 def check_data(config: dict) -> None:
@@ -130,6 +132,26 @@ def _mixture_stream(config, processor) -> TrainingStream:
         augmentation(config["augment"]) if config["augment"] else None,
         quarantine=Path(config["output_dir"]) / f"quarantine_{config['name']}{number}.jsonl",
     )
+
+
+def _expected_steps(config, stream) -> int:
+    """Return how many steps a stage on a mixture will take, as far as can be known."""
+    batches, most = expected_batches(stream), config["steps"]
+    if batches is None:
+        if stream.ends:
+            logger.warning(
+                "Stage %s: its sources are read over the network, so how many steps %g epochs have "
+                "is not known. Warm-up and decay are planned for steps=%d; lower that if the data "
+                "has fewer.",
+                *(config["name"], config["max_epochs"], most),
+            )
+        return most
+    steps = max(1, batches // config["accumulation_steps"])
+    logger.info(
+        "Stage %s: %g epochs of the data have about %d steps, at most %d are taken.",
+        *(config["name"], config["max_epochs"], steps, most),
+    )
+    return min(steps, most)
 
 
 def _sources(config) -> dict:

@@ -28,8 +28,11 @@ from dl_techniques.training.processes import (
 from dl_techniques.training.step_meter import StepMeter
 from dl_techniques.training.trainer import learning_rates, supervised_tokens
 from dl_techniques.training.training_state import assign_state, save_model, state_arrays
+from dl_techniques.utils.logger import logger
 
 MODEL_FILE, ADAPTERS_FOLDER = "model.keras", "adapters"
+# Of the expected steps: by how many a schedule may miss the end of the data without a warning.
+_NEAR = 0.1
 
 
 class StageRun:
@@ -38,37 +41,53 @@ class StageRun:
     Args:
         trainer: The run's `StageTrainer`.
         number: Which of its stages.
+        before: Steps of the run before this stage.
         store: Takes the checkpoints.
         report: A `ProgressReport`.
         stop: An event: whether the run shall stop after the running step.
     """
 
-    def __init__(self, trainer, number: int, store: CheckpointStore, report, stop):
+    def __init__(self, trainer, number: int, before: int, store: CheckpointStore, report, stop):
         self._trainer, self._number = trainer, number
         self._stage, self._model = trainer.stages[number], trainer.model
         self._store, self._report, self._stop = store, report, stop
-        self._before = sum(stage.steps for stage in trainer.stages[:number])
+        self._before = before
         self._done = 0
+        self._over = False
+        self._data: Any = None  # The state of the data behind the last step.
         self._skipped_in_a_row = 0
 
-    def train(self, resumed: tuple | None) -> None:
-        """Run the stage from its beginning, or from a checkpoint."""
+    def train(self, resumed: tuple | None) -> int:
+        """Run the stage from its beginning, or from a checkpoint; return the run's steps then.
+
+        Raises:
+            FloatingPointError: too many steps in a row were not finite.
+            KeyboardInterrupt: after the saving that a signal asked for.
+            ValueError: the data ran out which should have no end, or before the first step.
+        """
         stage, strategy = self._stage, self._model.mirrored_strategy
         with contextlib.nullcontext() if strategy is None else strategy.scope():
             stage.apply(self._model)
-        self._report.say(f"Stage {stage.name}, {stage.steps} steps\n{_table(self._model)}")
+        expected = sum(s.expected_steps for s in self._trainer.stages[self._number :])
+        self._report.total_steps = self._before + expected
+        about = "" if stage.planned_steps in (None, stage.steps) else "about "
+        steps = f"{about}{stage.expected_steps} steps"
+        self._report.say(f"Stage {stage.name}, {steps}\n{_table(self._model)}")
         self._meter = StepMeter(self._model)
         iterator = iter(stage.data)
         if resumed is not None:
             self._go_on(resumed, iterator)
         with closing(BatchesAhead(iterator)) as batches:
-            while self._done < stage.steps:
-                data = self._step(batches)
+            while not self._over:
+                if not self._step(batches):
+                    self._end_with_data()
+                    break
+                self._over = self._done == stage.steps
                 score, evaluated = self._evaluate()
                 due = self._step_number % self._trainer.checkpoint_every == 0 or evaluated
                 stopped = any_process(self._stop.is_set())
-                if due or self._done == stage.steps or stopped:
-                    self._save(data, score)
+                if due or self._over or stopped:
+                    self._save(score)
                 if stopped:
                     self._wait()
                     raise KeyboardInterrupt(
@@ -76,18 +95,42 @@ class StageRun:
                     )
         self._wait()
         self._write_result()
+        return self._step_number
+
+    def _end_with_data(self) -> None:
+        """End the stage after its last whole update, as if that had been its last step."""
+        stage, needed = self._stage, self._stage.accumulation_steps
+        if not getattr(stage.data, "ends", False):
+            raise ValueError("The data ended before the stage: allow more epochs, or fewer steps.")
+        if self._done == 0:
+            raise ValueError(
+                f"Stage {stage.name}: the data ended before the first step, which takes {needed} "
+                "batches. Give more data or epochs, or lower batch_size or accumulation_steps."
+            )
+        self._over = True
+        text = "Stage %s: the data ended after %d steps; at most %d were to be taken."
+        logger.info(text, stage.name, self._done, stage.steps)
+        if abs(self._done - stage.expected_steps) > max(1, _NEAR * stage.expected_steps):
+            logger.warning(
+                "Stage %s: its learning rates were planned for %d steps, but the data had %d. Set "
+                "its steps to %d to have warm-up and decay come to their end with the data.",
+                *(stage.name, stage.expected_steps, self._done, self._done),
+            )
+        if not self._evaluates_by_number():  # Else this step was evaluated and saved.
+            self._save(self._evaluate()[0])
 
     def _go_on(self, resumed: tuple, iterator) -> None:
         step, arrays, progress = resumed
         states = progress["data"]
         # Streams have the same state in every process, but for what each found to be bad.
         own = process_index() if len(states) == process_count() else 0
-        iterator.set_state(states[own])
+        self._data = states[own]
+        iterator.set_state(self._data)
         assign_state(self._model, arrays, f"step {step} in {self._store.folder}")
         self._trainer.restore(progress)
         if is_main_process():
             self._store.discard_newer(step)
-        self._done = progress["done"]
+        self._done, self._over = progress["done"], progress["over"]
 
     def _write_result(self) -> None:
         folder = self._trainer.folder / self._stage.name
@@ -109,9 +152,11 @@ class StageRun:
         """The step of the whole run."""
         return self._before + self._done
 
-    def _save(self, data: Any, score: float | None) -> None:
+    def _save(self, score: float | None) -> None:
         self._wait()  # So that two copies of the state are never in memory.
-        progress = self._trainer.progress(self._number, self._step_number, self._done, data)
+        progress = self._trainer.progress(
+            self._number, self._step_number, self._done, self._over, self._data
+        )
         arrays = state_arrays(self._model)
         if is_main_process():
             self._store.save(self._step_number, arrays, progress, score)
@@ -124,9 +169,7 @@ class StageRun:
     def _evaluate(self) -> tuple[float | None, bool]:
         """Evaluate if it is time; return the score, and whether there was an evaluation."""
         trainer = self._trainer
-        every = trainer.evaluate_every
-        due = self._done == self._stage.steps or (every and self._step_number % every == 0)
-        if trainer.evaluate is None or not due:
+        if trainer.evaluate is None or not (self._over or self._evaluates_by_number()):
             return None, False
         with self._averaged(), own_copy(self._model):
             found = trainer.evaluate(self._step_number, self._model)
@@ -136,6 +179,11 @@ class StageRun:
         self._report.say(f"step {self._step_number} evaluation {texts}")
         return found.score, True
 
+    def _evaluates_by_number(self) -> bool:
+        """Tell whether this step is evaluated even if the stage goes on."""
+        every = self._trainer.evaluate_every if self._trainer.evaluate is not None else None
+        return every is not None and self._step_number % every == 0
+
     def _averaged(self):
         """Return a context in which the model has its averaged weights, if there are any."""
         optimizer = _inner(self._model.optimizer)
@@ -143,22 +191,25 @@ class StageRun:
             return contextlib.nullcontext()
         return optimizer.averaged_weights()
 
-    def _step(self, batches: BatchesAhead) -> Any:
-        """Update the weights once; return the state of the data behind it."""
+    def _step(self, batches: BatchesAhead) -> bool:
+        """Update the weights once; return False, with the weights as they are, if the data ends."""
         began, waited, flops, counts = time.perf_counter(), 0.0, 0, _Counts()
         for _ in range(self._stage.accumulation_steps):
             asked = time.perf_counter()
-            (inputs, labels), data, names = batches.next()
+            item = batches.next()
+            if item is None:
+                return False
+            (inputs, labels), data, names = item
             waited += time.perf_counter() - asked
             logs = self._model.train_on_batch(inputs, labels, return_dict=True)
             counts.add(inputs, labels, names, {k: float(v) for k, v in logs.items()})
             flops += self._meter.flops(inputs)
-        self._done += 1
+        self._done, self._data = self._done + 1, data
         seconds = time.perf_counter() - began
         speed = {**self._meter.values(flops, seconds), "speed/data_wait_seconds": waited}
         self._tell(counts, seconds, speed)
         self._check_finite(counts)
-        return data
+        return True
 
     def _tell(self, counts: _Counts, seconds: float, speed: dict[str, float]) -> None:
         optimizer = _inner(self._model.optimizer)

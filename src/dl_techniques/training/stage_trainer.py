@@ -134,18 +134,17 @@ class StageTrainer:
         """
         if not resume:
             self.begin()
-        total = sum(stage.steps for stage in self.stages)
         with self._store() as store:
             done = store.load_latest() if resume else None
             any_process(False)  # All have read it before the first one writes.
-            first = 0 if done is None else self._stage_number(done[2])
-            report = ProgressReport(total, 0 if done is None else done[0], self._log_every)
+            first, before = (0, 0) if done is None else self._place(done[2])
+            report = ProgressReport(0, 0 if done is None else done[0], self._log_every)
             with report, stop_signals() as stop:
                 for stage in self.stages[:first]:  # What they learned is in the checkpoint.
                     stage.add_adapters(self.model)
                 for number in range(first, len(self.stages)):
-                    run = StageRun(self, number, store, report, stop)
-                    run.train(done if number == first else None)
+                    run = StageRun(self, number, before, store, report, stop)
+                    before = run.train(done if number == first else None)
                 for watcher in self._watchers:
                     watcher.close()
 
@@ -155,20 +154,22 @@ class StageTrainer:
             return CheckpointStore(folder, self._keep_last, best="max")
         return contextlib.nullcontext(CheckpointReader(folder))
 
-    def _stage_number(self, progress: dict) -> int:
+    def _place(self, progress: dict) -> tuple[int, int]:
+        """Return (the number of the stage to go on with, the run's steps before that stage)."""
         names = [stage.name for stage in self.stages]
         if progress["stages"] != names:
             raise ValueError(
                 f"The run to resume has the stages {progress['stages']}, this one has {names}."
             )
-        return progress["stage"]
+        return progress["stage"], progress["step"] - progress["done"]
 
-    def progress(self, number: int, step: int, done: int, data: Any) -> dict:
+    def progress(self, number: int, step: int, done: int, over: bool, data: Any) -> dict:
         """Return what a checkpoint says beside its arrays; all processes must call this."""
         return {
             "stages": [stage.name for stage in self.stages],
             "stage": number,
             "done": done,
+            "over": over,
             "step": step,
             "data": gather_json(data),
             "watchers": [watcher.state() for watcher in self._watchers],

@@ -33,12 +33,13 @@ class Stage:
 
     Attributes:
         name: Names its checkpoints and its part of the log.
-        steps: Updates of the weights.
+        steps: Updates of the weights; the most of them, where the data has an end.
         trainable: Component pattern (see `ComponentOptimizer`) -> peak learning rate. Everything
             else is frozen: it has no gradient and no optimizer state. `models.lora.ADAPTERS`
             stands for all adapters.
         data: What `StageTrainer` takes batches from: an iterable whose iterators have `get_state`
-            and `set_state`, such as `TrainingStream` and `EpochStream`.
+            and `set_state`, such as `TrainingStream` and `EpochStream`. Where its `ends` is true,
+            its last whole update ends the stage; else data that runs out is an error.
         unfreeze_last_blocks: Of a component pattern that covers whole blocks, only so many of the
             last ones are trained, and nothing of it outside of blocks; pattern -> number.
         layer_decay: Pattern of a part with blocks -> factor of the learning rate from each block to
@@ -46,6 +47,8 @@ class Stage:
         optimizer: See `optimizer_builder`.
         schedule: Of every learning rate: `warmup_share` of the steps, then "cosine" or "linear" to
             `alpha` times the peak, or "constant".
+        planned_steps: About how many of the steps the data has; the schedule spans these, and stays
+            at its end in steps beyond. None: all.
         accumulation_steps: Batches per update; each counts by its learned tokens.
         clipnorm: The largest norm of all gradients together, or None.
         ema_decay: Of averages of the trained weights, which are evaluated in place of them, and are
@@ -72,6 +75,7 @@ class Stage:
     schedule: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"type": "cosine", "warmup_share": 0.03, "alpha": 0.1}
     )
+    planned_steps: int | None = None
     accumulation_steps: int = 1
     clipnorm: float | None = 1.0
     ema_decay: float | None = None
@@ -87,6 +91,11 @@ class Stage:
             )
         if self.steps < 1 or self.accumulation_steps < 1:
             raise ValueError(f"Stage {self.name!r}: steps and accumulation_steps must be >= 1.")
+        if not 1 <= self.expected_steps <= self.steps:
+            raise ValueError(
+                f"Stage {self.name!r}: planned_steps={self.planned_steps} must be at least 1 and "
+                f"at most steps={self.steps}."
+            )
         if not self.trainable:
             raise ValueError(f"Stage {self.name!r} trains nothing: name a component.")
         for pattern, rate in self.trainable.items():
@@ -110,6 +119,11 @@ class Stage:
         self._optimizer(max(self.trainable.values()))
         NanoVLMLoss(label_smoothing=self.label_smoothing, chunk_size=self.chunk_size)
         self._objective()
+
+    @property
+    def expected_steps(self) -> int:
+        """How many steps the stage will have, as far as is known before."""
+        return self.steps if self.planned_steps is None else self.planned_steps
 
     def check_patterns(self, model: keras.Model) -> None:
         """Make sure that all patterns match weights of a model, which may be without values.
@@ -187,14 +201,14 @@ class Stage:
         return components
 
     def _optimizer(self, rate: float) -> keras.optimizers.Optimizer:
-        warmup = round(self.schedule.get("warmup_share", 0.0) * self.steps)
+        warmup = round(self.schedule.get("warmup_share", 0.0) * self.expected_steps)
         config = {
             "type": _SCHEDULES[self.schedule["type"]],
             "warmup_steps": warmup,
             "learning_rate": rate,
         }
         if self.schedule["type"] != "constant":
-            config["decay_steps"] = max(1, self.steps - warmup)
+            config["decay_steps"] = max(1, self.expected_steps - warmup)
             config["alpha"] = self.schedule.get("alpha", 0.0)
         schedule = learning_rate_schedule_builder(config)
         return optimizer_builder(dict(self.optimizer), schedule)
