@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -112,9 +113,44 @@ def test_a_run_can_be_resumed_after_its_end(shapes_run, tmp_path):
         run.run_training(micro_config(folder, batch_size=12), resume=True)
     with pytest.raises(ValueError, match="holds the checkpoints of a run. Resume it, restart it"):
         run.run_training(micro_config(folder))
+    with pytest.raises(ValueError, match="would remove its model"):
+        run.run_training(micro_config(folder, model=str(folder)), restart=True)
     with pytest.raises(ValueError, match="either resumed or restarted"):
         run.run_training(micro_config(folder), resume=True, restart=True)
     assert (folder / "config.json").read_text() == before
+
+
+def test_what_a_run_learned_is_lost_by_a_restart_alone_and_then_as_a_whole(
+    shapes_run, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(shapes_run[0], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(ValueError, match="holds the model of a run. Restart it, or choose"):
+        run.run_training(micro_config(folder))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    own = [folder / name for name in ("notes.txt", "pictures/mine.png", "train/notes.txt")]
+    epoch, adapters = folder / "nanovlm_checkpoint_epoch_5.keras", folder / "old" / "adapters"
+    adapters.mkdir(parents=True)
+    for path in (*own, epoch, adapters / "adapter_config.json"):
+        path.write_text("")
+    settings = json.loads((folder / "config.json").read_text())
+    stages = [*settings["stages"], {"name": "old"}]
+    (folder / "config.json").write_text(json.dumps({**settings, "stages": stages}))
+
+    def stopped(self, resume):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.StageTrainer, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_training(micro_config(folder, vocab_size=306), restart=True)
+    kept = {"config.json", "log.jsonl", "preprocessor_config.json", "tensorboard", "versions.json"}
+    names = {path.name for path in folder.iterdir()}
+    tokenizer = {name for name in names if name.startswith(("tokenizer", "added_tokens"))}
+    assert names - tokenizer == kept | {"notes.txt", "pictures", "train"}
+    for name in ("pictures", "train"):
+        assert [p for p in (folder / name).iterdir() if p not in own] == []
+    assert all(path.is_file() for path in own)
 
 
 @pytest.mark.parametrize(

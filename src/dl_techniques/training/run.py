@@ -51,7 +51,8 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
     Args:
         config: The settings; see `recipes.default_config`.
         resume: Go on where the run in `output_dir` stopped.
-        restart: Begin anew where `output_dir` holds a run, whose checkpoints are then removed.
+        restart: Begin anew where `output_dir` holds a run, whose checkpoints, models, scores and
+            pictures are then removed.
 
     Returns:
         What `results.json` holds; nothing if there are no held-out questions.
@@ -64,6 +65,8 @@ def run_training(config: dict, resume: bool = False, restart: bool = False) -> d
     check_config(config)
     _join_processes(config)  # Before anything is computed.
     folder = Path(config["output_dir"])
+    if restart:
+        _check_not_removed(folder, config)
     for settings in stage_configs(config):
         check_data(settings)
         _stage(settings, 1)
@@ -209,6 +212,15 @@ def _save_settings(folder: Path, processor, config: dict) -> None:
     processor.save(folder)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
     (folder / VERSIONS_FILE).write_text(json.dumps(versions(), indent=1))
+
+
+def _check_not_removed(folder: Path, config: dict) -> None:
+    for name in ("model", "vision_backbone", "language_backbone"):
+        path = Path(config[name] or "")
+        if config[name] and path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"To restart {folder} would remove its {name}, {path}: choose another output_dir."
+            )
 
 
 def _check_same_run(folder: Path, config: dict) -> None:

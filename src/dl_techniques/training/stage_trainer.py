@@ -18,6 +18,8 @@ from dl_techniques.training.processes import (
     is_main_process,
 )
 from dl_techniques.training.progress import ProgressReport
+from dl_techniques.training.run_folder import is_run
+from dl_techniques.training.run_outputs import remove_outputs
 from dl_techniques.training.stage_run import StageRun
 from dl_techniques.training.stages import Stage
 from dl_techniques.training.stop_signals import stop_signals
@@ -101,20 +103,25 @@ class StageTrainer:
         """Make sure that a new run can begin in the folder.
 
         Args:
-            restart: Whether to remove the checkpoints of a run that the folder holds.
+            restart: Whether to remove what a run left that the folder holds: its checkpoints,
+                models, scores and pictures.
 
         Raises:
             ValueError: the folder holds a run, and it is not to be restarted.
         """
         folder = self.folder / "checkpoints"
-        there = folder.is_dir() and CheckpointReader(folder).steps()
+        there = CheckpointReader(folder).steps()
+        finished = is_run(self.folder)
         any_process(False)  # All have looked before the first one changes anything.
-        if there and not restart:
+        if not restart and (there or finished):
+            found, rather = ("checkpoints", "Resume it, restart") if there else ("model", "Restart")
             raise ValueError(
-                f"{self.folder} holds the checkpoints of a run. Resume it, restart it, or choose "
-                "another folder."
+                f"{self.folder} holds the {found} of a run. {rather} it, or choose another folder."
             )
-        if there and is_main_process():
+        if not restart or not is_main_process():
+            return
+        remove_outputs(self.folder, [stage.name for stage in self.stages])
+        if there:
             with CheckpointStore(folder) as store:
                 store.discard_newer(-1)
 
