@@ -138,6 +138,9 @@ def test_the_guides_flags_of_alignment_and_fine_tuning():
     }
     assert config["accumulation_steps"] == 16 and config["batch_size"] == 16
     assert config["optimizer"] == {"type": "adamw", "weight_decay": 0.01}
+    config = ghostvis_config("align", "--data", "hub", "--devices=4")
+    assert (config["accumulation_steps"], config["batch_size"]) == (4, 64)
+    assert (config["layout"], config["devices"]) == ("data", 4)
     config = ghostvis_config("sft", "--data", "hub", "--total_batch_size=64")
     assert config["stages"][0] == {
         "name": "sft",

@@ -129,7 +129,7 @@ def settings_of(stage: str, flags: argparse.Namespace) -> dict:
         "mixture": flags.data_recipe_name,
         "max_epochs": flags.num_epochs,
         "steps": flags.num_steps,
-        "batch_size": flags.device_batch_size,
+        "batch_size": flags.device_batch_size * flags.devices,
         "accumulation_steps": accumulation_steps(flags, unit),
         "devices": flags.devices if flags.devices > 1 else None,
         "layout": "data" if flags.devices > 1 else "single",

@@ -29,6 +29,8 @@ def default_config() -> dict:
     - `learning_rates`: peaks, per component (vision, language, projection) or component pattern;
       what is not named is frozen. One `schedule`: warm-up, then "cosine", "linear" or "constant"
       to `alpha`. See `Stage` for what else it takes.
+    - `batch_size` counts rows on all devices of a process; of several processes that share a
+      mixture, each takes so many.
     - `layout`, `devices`, `model_parallel`: see `make_distribution`; "mirrored": see
       `mirrored_strategy`. Of several processes, `coordinator`, `num_processes` and `process_id`
       are those of `initialize_processes`; coordinator "slurm" takes them from the job.
