@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -16,7 +18,7 @@ from dl_techniques.training.checkpoint_reader import CheckpointReader
 from dl_techniques.training.flops import model_flops
 from dl_techniques.training.stage_trainer import StageTrainer
 from dl_techniques.training.stages import Stage
-from dl_techniques.training.watching import Evaluation
+from dl_techniques.training.watching import Evaluation, LogFile, WeightsAndBiases
 
 
 def weights(model):
@@ -198,6 +200,47 @@ def test_loss_scaling_leaves_it_out_too(tmp_path):
     spoiled = align(steps=9, data=ToyStream(1, spoiled=[3, 4, 5]))
     with pytest.raises(FloatingPointError, match="3 steps in a row.*up to step 6"):
         StageTrainer(model, [spoiled], tmp_path / "b", max_skipped=3).run()
+
+
+@pytest.mark.no_backend
+def test_who_watches_may_change_when_a_run_is_resumed(tmp_path, monkeypatch):
+    begun = []
+
+    class Run:
+        def __init__(self, **options):
+            begun.append(options)
+            self.id = options.get("id", f"run {len(begun)}")
+
+        def log(self, values, step):
+            pass
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=Run))
+
+    def trainer(*watchers):
+        return StageTrainer(None, [align()], tmp_path, watchers=watchers)
+
+    def file(name):
+        return LogFile(tmp_path / name)
+
+    def go_on(*watchers):
+        """Resume from the first trainer's state, and take another step."""
+        resumed = trainer(*watchers)
+        resumed.restore(progress)
+        resumed.tell(2, {"b": 2.0})
+        return resumed
+
+    first = trainer(file("own"), WeightsAndBiases("p"))
+    first.tell(1, {"a": 1.0})
+    progress = json.loads(json.dumps(first.progress(0, 1, 1, False, None)))
+    first.tell(2, {"a": 9.0})
+    assert begun == [{"project": "p"}]
+    go_on(WeightsAndBiases("p"))
+    go_on(file("own"), file("new"), WeightsAndBiases("q"))
+    go_on()
+    assert begun[1:] == [{"project": "p", "id": "run 1", "resume": "must"}, {"project": "q"}]
+    read = {name: (tmp_path / name).read_text() for name in ("own", "log.jsonl", "new")}
+    both = '{"step": 1, "a": 1.0}\n{"step": 2, "b": 2.0}\n'
+    assert read == {"own": both, "log.jsonl": both, "new": '{"step": 2, "b": 2.0}\n'}
 
 
 def test_averages_are_what_a_stage_ends_with(tmp_path):

@@ -179,17 +179,24 @@ class StageTrainer:
             "over": over,
             "step": step,
             "data": gather_json(data),
-            "watchers": [watcher.state() for watcher in self._watchers],
+            "watchers": {name: watcher.state() for name, watcher in self._named_watchers()},
             "skipped": self._skipped.size,
         }
 
     def restore(self, progress: dict) -> None:
-        """Bring logs back to where a checkpoint was written."""
+        """Bring logs back to where a checkpoint was written; watchers new since then begin there."""
         if not is_main_process():
             return
-        for watcher, state in zip(self._watchers, progress["watchers"], strict=True):
-            watcher.restore(state, progress["step"])
+        for name, watcher in self._named_watchers():
+            if name in progress["watchers"]:
+                watcher.restore(progress["watchers"][name], progress["step"])
         self._skipped.restore(progress["skipped"])
+
+    def _named_watchers(self) -> list[tuple[str, Watcher]]:
+        """Return each watcher with its class's name and its place among those of the class."""
+        kinds = [type(watcher).__name__ for watcher in self._watchers]
+        names = [f"{kind} {kinds[:place].count(kind)}" for place, kind in enumerate(kinds)]
+        return list(zip(names, self._watchers, strict=True))
 
     def tell(self, step: int, values: dict[str, float], pictures: dict | None = None) -> None:
         """Give numbers and pictures to all who watch."""

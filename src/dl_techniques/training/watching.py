@@ -158,13 +158,14 @@ class WeightsAndBiases:
         self._open().log({name: self._wandb.Image(pixels)}, step=step)
 
     def state(self):
-        """Return the run's id."""
-        return {"id": None if self._run is None else self._run.id}
+        """Return the project and the run's id."""
+        run = self._options.get("id") if self._run is None else self._run.id
+        return {"project": self._options["project"], "id": run}
 
     def restore(self, state, step):
-        """Go on with the run of this id, from this step."""
+        """Go on with the run of this id, from this step; another project gets a run of its own."""
         self.close()
-        if state["id"] is not None:
+        if state["id"] is not None and state["project"] == self._options["project"]:
             self._options |= {"id": state["id"], "resume": "must"}
 
     def close(self):
