@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from micro_config import micro_config
 from PIL import Image
+from toy_stages import align
 
+from dl_techniques.datasets.epoch_stream import EpochStream
 from dl_techniques.datasets.shapes import generate_shapes
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.question_answering import answer_questions
@@ -191,6 +193,18 @@ def test_wrong_settings_are_refused_before_anything_is_computed(
     with pytest.raises(ValueError, match=message):
         run.run_training(micro_config(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.no_backend
+def test_epochs_are_counted_in_the_batches_of_the_stages_own_updates(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(run, "save_model", lambda model, path: saved.append(path.name))
+    stage = align(steps=6, accumulation_steps=2, data=EpochStream(range(4)))
+    config = micro_config(tmp_path, save_every_epochs=2, accumulation_steps=1)
+    write = run._epoch_files(config, [stage], tmp_path)
+    for step in range(1, 7):
+        write(step, None)
+        assert saved == ["nanovlm_checkpoint_epoch_2.keras"] * (step >= 4)
 
 
 def test_recipes_are_complete_and_their_own(tmp_path):

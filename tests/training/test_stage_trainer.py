@@ -269,6 +269,8 @@ def test_what_cannot_be_run_is_refused(whole, tmp_path):
         StageTrainer(model, [align()], whole[0]).run()
     with pytest.raises(ValueError, match="has the stages"):
         StageTrainer(model, [tune()], whole[0]).run(resume=True)
+    with pytest.raises(ValueError, match="of an older version"):
+        StageTrainer(model, [align()], tmp_path)._place({"stages": ["align"], "step": 3})
     with pytest.raises(ValueError, match="no sound checkpoint"):
         StageTrainer(model, [align()], tmp_path / "none").run(resume=True)
     with pytest.raises(ValueError, match="The data ended before the stage"):

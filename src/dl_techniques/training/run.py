@@ -186,7 +186,7 @@ def _epoch_files(config, stages, folder):
     if len(stages) > 1 or not isinstance(stages[0].data, EpochStream):
         return None
     batches = len(stages[0].data.dataset)
-    every, accumulated = config["save_every_epochs"] * batches, config["accumulation_steps"]
+    every, accumulated = config["save_every_epochs"] * batches, stages[0].accumulation_steps
 
     def write(step, model):
         epochs, rest = divmod(step * accumulated, every)

@@ -168,6 +168,11 @@ class StageTrainer:
             raise ValueError(
                 f"The run to resume has the stages {progress['stages']}, this one has {names}."
             )
+        if "over" not in progress:
+            raise ValueError(
+                f"The checkpoint of step {progress['step']} is of an older version of "
+                "dl_techniques: finish the run with that one, or restart it."
+            )
         return progress["stage"], progress["step"] - progress["done"]
 
     def progress(self, number: int, step: int, done: int, over: bool, data: Any) -> dict:
@@ -184,7 +189,7 @@ class StageTrainer:
         }
 
     def restore(self, progress: dict) -> None:
-        """Bring logs back to where a checkpoint was written; watchers new since then begin there."""
+        """Bring logs back to where a checkpoint was written; a watcher new since begins there."""
         if not is_main_process():
             return
         for name, watcher in self._named_watchers():
