@@ -11,6 +11,7 @@ from PIL import Image
 from dl_techniques.datasets import generate_shapes
 from dl_techniques.datasets.image_files import ZipMember
 from dl_techniques.datasets.rows import RowEncoder
+from dl_techniques.datasets.samples import group_by_image
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.preprocessing.chat_template import ChatTemplate
 
@@ -286,6 +287,37 @@ def test_bad_samples_are_counted_named_and_reported(tmp_path, caplog):
         processor(max_bad_share=1.0).create_dataset(bad, 4)
     with pytest.raises(ValueError, match="no usable sample"):
         processor().create_dataset([], 4)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_of_questions_about_one_image_the_bad_ones_alone_are_left_out(isolated):
+    cut = broken_png()
+    questions = [
+        sample("a", [("q", "one")], [picture(1)]),
+        sample("long", [("q", "y" * 200)], [picture(1)]),
+        sample("talk", [("q", "two"), ("q", "y" * 200)], [picture(1)]),
+        sample("empty", [("q", " ")], [picture(1)]),
+        {**sample("none", []), "images": [picture(1)], "messages": question("q")},
+        sample("b", [("r", "six")], [picture(1)]),
+        sample("alone", [("q", "y" * 200)], [picture(2)]),
+        *(sample(name, [("q", "y")], [cut]) for name in ("cut1", "cut2")),
+    ]
+    used = processor(max_bad_share=1.0)
+    datasets = [
+        used.create_dataset(samples, 4, shuffle=False, isolate_turns=isolated)
+        for samples in (questions, group_by_image(questions))
+    ]
+    apart, joined = datasets
+    assert joined.report.total == len(questions)
+    assert joined.supervised_tokens == apart.supervised_tokens
+    assert {(i.sample_id, i.reason) for i in joined.report.items} == {
+        (i.sample_id, i.reason) for i in apart.report.items
+    }
+    assert [row.count("answer") for row in rows_of(joined)] == [2]
+
+
+def question(text):
+    return [{"role": "user", "content": text}]
 
 
 def test_without_a_cache_files_are_read_again(tmp_path):

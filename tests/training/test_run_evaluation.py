@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 from tiny_chat import chat_processor
 
+from dl_techniques.datasets.samples import group_by_image, make_sample
 from dl_techniques.datasets.shapes import generate_shapes
 from dl_techniques.evaluation.question_answering import AnsweredQuestion, sample_questions
 from dl_techniques.training import run_evaluation
@@ -34,6 +35,16 @@ def test_the_score_of_an_evaluation_is_the_share_of_right_answers(tmp_path, monk
     assert found.numbers == {"exact_match": found.score}
     with Image.open(tmp_path / "samples" / "step_000012.png") as sheet:
         np.testing.assert_array_equal(found.pictures["samples"], np.asarray(sheet.convert("RGB")))
+
+
+def test_questions_that_cannot_be_asked_take_no_others_with_them():
+    pictures = [np.full((48, 48, 3), value, np.uint8) for value in (0, 9)]
+    rows = [("a", 0, "y"), ("b", 0, "y" * 999), ("c", 0, "z"), ("d", 1, "y" * 999)]
+    samples = [make_sample(name, "s", [pictures[k]], [("q", text)]) for name, k, text in rows]
+    processor = chat_processor()
+    processor.max_bad_share = 0.5
+    (left,) = run_evaluation.usable(processor, group_by_image(samples))
+    assert [question["id"] for question in sample_questions(left)] == ["a", "c"]
 
 
 def test_each_process_asks_its_share_and_the_first_one_writes(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Samples: the one schema of rows, grouped by image and split by image."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dl_techniques.datasets.image_files import content_hash, source_key
@@ -64,10 +64,11 @@ def group_by_image(samples: Iterable[Sample]) -> list[Sample]:
     """Joins the samples about the same images into one multi-turn sample each.
 
     Each image is then encoded once. Order is kept: of the groups by their first sample, of the
-    questions within. A joined sample keeps the id of its first one, and all ids, one per
-    question, in `question_ids`; per-question lists (`kinds`, `references`) are joined where every
-    part has them; the `answers` of a question become its entry in `references`. Samples without
-    images or with a system turn stay alone.
+    questions within. A joined sample keeps the id of its first one, all ids, one per question, in
+    `question_ids`, and the samples that it is made of in `parts`; per-question lists (`kinds`,
+    `references`) are joined where every part has them; the `answers` of a question become its
+    entry in `references`. Samples without images, with a system turn or without a last answer stay
+    alone.
 
     Args:
         samples: rows that `normalize_sample` takes.
@@ -82,16 +83,31 @@ def group_by_image(samples: Iterable[Sample]) -> list[Sample]:
     for index, raw in enumerate(samples):
         sample = normalize_sample(raw, index)
         roles = [message["role"] for message in sample["messages"]]
-        alone = not sample["images"] or roles[:1] != ["user"]
+        alone = not sample["images"] or roles[:1] != ["user"] or roles[-1] != "assistant"
         images = tuple(source_key(image) for image in sample["images"])
         key = index if alone else (sample["source"], images)
         groups.setdefault(key, []).append(sample)
     return [_join(group) for group in groups.values()]
 
 
+def parts_of(sample: Sample) -> list[Sample]:
+    """Returns the samples that `group_by_image` joined to this one; of any other, itself."""
+    return sample.get("parts", [sample])
+
+
+def with_parts(sample: Sample, keep: Callable[[Sample], bool]) -> Sample | None:
+    """Returns a sample with only those of its parts that are kept; None if there are none."""
+    parts = parts_of(sample)
+    kept = [part for part in parts if keep(part)]
+    if len(kept) == len(parts):
+        return sample
+    return _join(kept) if kept else None
+
+
 def _join(group: list[Sample]) -> Sample:
+    parts = [part for sample in group for part in parts_of(sample)]
     group = [_with_references(sample) for sample in group]
-    joined = dict(group[0])
+    joined = {**group[0], "parts": parts}
     joined["messages"] = [message for sample in group for message in sample["messages"]]
     joined["question_ids"] = [name for sample in group for name in question_ids(sample)]
     for key in ("kinds", "references"):

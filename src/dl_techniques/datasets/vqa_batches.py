@@ -14,7 +14,7 @@ from dl_techniques.datasets.batches import pad_tokens, padded_length
 from dl_techniques.datasets.image_store import ImageStore
 from dl_techniques.datasets.quarantine import Quarantine
 from dl_techniques.datasets.rows import IGNORE_INDEX, BadSampleError, Row, RowEncoder
-from dl_techniques.datasets.samples import normalize_sample
+from dl_techniques.datasets.samples import Sample, normalize_sample, parts_of, with_parts
 from dl_techniques.preprocessing.images import BaseImageProcessor
 
 logger = logging.getLogger(__name__)
@@ -30,9 +30,10 @@ class VQADataset(keras.utils.PyDataset):
     with empty rows, so that B never changes and no row is dropped. Reading a batch changes nothing:
     the same epoch and i give the same arrays.
 
-    Samples are checked, and their text encoded, once, here. `fit(shuffle=True)`, Keras' default,
-    draws the order of whole batches from Python's global generator on top of this one's order;
-    give `shuffle=False` to repeat a run exactly. `fit` also advances the epoch once before the
+    Samples are checked, and their text encoded, once, here; of samples that `group_by_image` joined
+    to one, the bad ones alone are left out. `fit(shuffle=True)`, Keras' default, draws the order of
+    whole batches from Python's global generator on top of this one's order; give `shuffle=False` to
+    repeat a run exactly. `fit` also advances the epoch once before the
     first one when it has to build the model: call `set_epoch` in a callback's `on_epoch_begin`
     where the epoch must be the same after a resume.
 
@@ -113,36 +114,56 @@ class VQADataset(keras.utils.PyDataset):
             self._longest = min(max_length, max(_longest_order(row) for row in self.rows))
         self.supervised_tokens = self._count_supervised()
 
-    def _encode(self, encoder: RowEncoder, samples: Iterable[dict[str, Any]]) -> list[list[Row]]:
+    def _encode(
+        self, encoder: RowEncoder, samples: Iterable[dict[str, Any]]
+    ) -> list[tuple[Sample, list[Row]]]:
         """Encodes samples; the rows' images become numbers in the store."""
         encoded = []
         for index, raw in enumerate(samples):
-            self.report.total += 1
             try:
                 sample = normalize_sample(raw, index)
             except ValueError as error:
+                self.report.total += 1
                 name = str(raw.get("id", index)) if isinstance(raw, dict) else str(index)
                 self.report.add(name, "malformed sample", str(error))
                 continue
-            try:
-                rows = encoder.rows(sample)
-            except BadSampleError as error:
-                self.report.add(sample["id"], error.reason, str(error))
-                continue
+            self.report.total += len(parts_of(sample))
+            sample, rows = self._good_rows(encoder, sample)
             for row in rows:
                 row.images = [self._store.add(source) for source in row.images]
-            encoded.append(rows)
+            encoded.append((sample, rows))
         return encoded
 
-    def _keep_good(self, encoded: list[list[Row]]) -> list[Row]:
+    def _good_rows(self, encoder: RowEncoder, sample: Sample) -> tuple[Sample, list[Row]]:
+        """Returns the sample without its bad parts, and its rows."""
+        try:
+            return sample, encoder.rows(sample)
+        except BadSampleError as error:
+            if len(parts_of(sample)) == 1:
+                self.report.add(sample["id"], error.reason, str(error))
+                return sample, []
+
+        def good(part: Sample) -> bool:
+            try:
+                encoder.rows(part)
+            except BadSampleError as error:
+                self.report.add(part["id"], error.reason, str(error))
+                return False
+            return True
+
+        rest = with_parts(sample, good)
+        return (sample, []) if rest is None else (rest, encoder.rows(rest))
+
+    def _keep_good(self, encoded: list[tuple[Sample, list[Row]]]) -> list[Row]:
         kept = []
-        for rows in encoded:
+        for sample, rows in encoded:
             errors = (self._store.error(number) for row in rows for number in row.images)
             error = next((error for error in errors if error is not None), None)
             if error is None:
                 kept += rows
-            else:
-                self.report.add(rows[0].sample_id, error.reason, str(error))
+                continue
+            for part in parts_of(sample):
+                self.report.add(part["id"], error.reason, str(error))
         return kept
 
     def _tiles(self, row: Row) -> int:

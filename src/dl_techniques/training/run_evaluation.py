@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dl_techniques.datasets.samples import with_parts
 from dl_techniques.evaluation.question_answering import (
     AnsweredQuestion,
     answer_questions,
@@ -27,12 +28,13 @@ _SHOWN = 20
 
 
 def usable(processor, samples: list) -> list:
-    """Return the samples that can be asked; too many bad ones are an error that names them."""
+    """Return the samples that can be asked, without bad parts; too many of these are an error."""
     if not samples:
         return []
     bad = processor.create_dataset(samples, shuffle=False).report.items
     names = {item.sample_id for item in bad}
-    return [sample for sample in samples if sample["id"] not in names]
+    left = (with_parts(sample, lambda part: part["id"] not in names) for sample in samples)
+    return [sample for sample in left if sample is not None]
 
 
 class PeriodicEvaluation:
