@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from micro_config import micro_config
 from PIL import Image
+from tiny_chat import chat_processor
 from toy_stages import align
 
 from dl_techniques.datasets.epoch_stream import EpochStream
 from dl_techniques.datasets.shapes import generate_shapes
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.question_answering import answer_questions
+from dl_techniques.preprocessing.image_processors import NVLMImageProcessor
 from dl_techniques.preprocessing.images import load_image
 from dl_techniques.training import run
 from dl_techniques.training.progress import ProgressReport
@@ -293,6 +295,32 @@ def test_a_split_with_an_empty_side_is_refused(share, tmp_path):
     config = micro_config(tmp_path / "run", data=str(data), held_out_share=share)
     with pytest.raises(ValueError, match=f"held_out_share={share} splits the 11 pictures"):
         run.run_training(config)
+
+
+def test_scores_are_taken_on_other_data_if_there_is_some(tmp_path):
+    data = write_jsonl(tmp_path / "data")
+    other = write_jsonl(tmp_path / "other")
+    for source, pictures in ((str(data), 11), ("shapes", 24)):
+        config = micro_config(tmp_path, data=source, evaluation_data=str(other))
+        train, held_out = run.load_data(config)
+        assert len(train) == pictures  # Of which none is held out.
+        assert held_out[0]["images"] == [str(other / "images" / "0.png")]
+        with pytest.raises(ValueError, match="nowhere"):
+            run.load_data({**config, "evaluation_data": str(tmp_path / "nowhere")})
+
+
+@pytest.mark.parametrize("augment", [[], ["flip"]])
+def test_stages_without_a_mixture_cut_pictures_and_have_their_own_length(augment, tmp_path):
+    processor = chat_processor(image_processor=NVLMImageProcessor(image_size=16, max_num=4))
+    config = micro_config(tmp_path, augment=augment, max_turns=None)
+    samples = generate_shapes("train", 3, 0, 32)
+    longest = []
+    for length in (300, 200):
+        settings = {**config, "name": "a", "max_text_length": length}
+        data, _ = stage_data(settings, processor, samples)
+        longest.append(max(len(row.tokens()[0]) for row in data.dataset.rows))
+        assert data.dataset[0][0]["num_images"].max() == 5
+    assert longest[1] <= 200 < longest[0] <= 300
 
 
 def test_automatic_precision_is_that_of_the_device():

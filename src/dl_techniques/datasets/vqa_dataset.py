@@ -313,6 +313,7 @@ class VQADataProcessor:
         max_turns: int | None = None,
         shuffle_turns: bool = False,
         isolate_turns: bool = False,
+        max_text_length: int | None = None,
         bucket: int = 32,
         **kwargs: Any,
     ) -> VQADataset:
@@ -336,25 +337,21 @@ class VQADataProcessor:
             isolate_turns: whether each question sees only the images and itself, as when it is
                 asked alone: no question is answered from the answers before it. For rows whose
                 questions are independent; the batches then have `turn_ids`.
+            max_text_length: the longest row in tokens; default: the processor's.
             bucket: batch lengths are multiples of it (static shapes compile once).
             **kwargs: `workers` etc. of `keras.utils.PyDataset`.
 
         Raises:
             ValueError: more than `max_bad_share` of the samples are bad, or none is good.
         """
-        encoder = RowEncoder(
-            self.encode,
-            self.max_text_length,
-            max_turns,
-            shuffle_turns,
-            isolate_turns,
-        )
+        length = self.max_text_length if max_text_length is None else max_text_length
+        encoder = RowEncoder(self.encode, length, max_turns, shuffle_turns, isolate_turns)
         return VQADataset(
             encoder,
             self.image_processor,
             samples,
             pad_id=self.pad_token_id,
-            max_length=self.max_text_length,
+            max_length=length,
             max_bad_share=self.max_bad_share,
             batch_size=batch_size,
             shuffle=shuffle,

@@ -20,9 +20,10 @@ def default_config() -> dict:
       tile, as NVLM-X and -H need.
     - `data`: "shapes", or a path for `read_samples`, learned in `epochs`. With a `mixture` (a name
       in `MIXTURES`, source -> share, or "all": what lies in the folder, in proportion to its
-      rows): a folder that holds the sources, or "hub"; then `steps` says for how long at most,
-      `max_epochs` how often a source may come again (the stage ends when none is left), and scores
-      are taken on `evaluation_data`, a path for `read_samples`.
+      rows): a folder that holds the sources, or "hub"; then `steps` says for how long at most, and
+      `max_epochs` how often a source may come again (the stage ends when none is left).
+    - Scores are taken on `evaluation_data`, a path for `read_samples`. Where it is None, those of
+      `data` are taken on pictures that are held out of it, those of a mixture not at all.
     - `pictures` counts the generated shapes; `isolate_turns` keeps the questions about one image
       from seeing each other; `vocab_size` is the most ids of a tokenizer trained on the data,
       unless `tokenizer` names a folder or the model brings one.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dl_techniques.datasets.augmentation import compose, random_crop, random_flip
+from dl_techniques.datasets.augmentation import Augmentation, compose, random_crop, random_flip
 from dl_techniques.datasets.epoch_stream import EpochStream
 from dl_techniques.datasets.expected_batches import expected_batches
 from dl_techniques.datasets.mixture import Mixture
@@ -21,31 +21,34 @@ HUB, ALL_SOURCES = "hub", "all"
 
 
 def load_data(config: dict) -> tuple[list, list]:
-    """Return (training samples, held-out samples), disjoint in their pictures.
+    """Return (training samples, held-out samples).
 
-    With a mixture there are no training samples here, and held-out ones are `evaluation_data`'s.
+    With a mixture there are no training samples here. Held-out ones are `evaluation_data`'s; where
+    it is None and there is no mixture, pictures are held out that are not learned.
 
     Raises:
         ValueError: if the data cannot be read, or one side would be empty.
     """
+    path, seed = config["evaluation_data"], config["seed"]
+    held_out = None if path is None else group_by_image(read_samples(path))
     if config["mixture"] is not None:
-        path = config["evaluation_data"]
-        samples = [] if path is None else group_by_image(read_samples(path))
-        return [], _first_questions(samples, config)
+        return [], _first_questions(held_out or [], config)
     if config["data"] == "shapes":
-        size, seed = config["picture_size"], config["seed"]
+        size = config["picture_size"]
         count = -(-config["held_out_questions"] // 4)
-        return (
-            generate_shapes("train", config["pictures"], seed, size),
-            _first_questions(generate_shapes("heldout", count, seed, size), config),
-        )
-    samples = group_by_image(read_samples(config["data"]))
-    train, held_out = split_by_image(samples, config["held_out_share"], config["seed"])
-    if not train or not held_out:
-        raise ValueError(
-            f"held_out_share={config['held_out_share']} splits the {len(samples)} pictures into "
-            f"{len(train)} for training and {len(held_out)} held out; both must have some."
-        )
+        train = generate_shapes("train", config["pictures"], seed, size)
+        if held_out is None:
+            held_out = generate_shapes("heldout", count, seed, size)
+        return train, _first_questions(held_out, config)
+    train = group_by_image(read_samples(config["data"]))
+    if held_out is None:
+        pictures, share = len(train), config["held_out_share"]
+        train, held_out = split_by_image(train, share, seed)
+        if not train or not held_out:
+            raise ValueError(
+                f"held_out_share={share} splits the {pictures} pictures into {len(train)} for "
+                f"training and {len(held_out)} held out; both must have some."
+            )
     return train, _first_questions(held_out, config)
 
 
@@ -60,6 +63,7 @@ def stage_data(config: dict, processor, samples: list) -> tuple[Any, int, int]:
     if config["mixture"] is not None:
         stream = _mixture_stream(config, processor)
         return stream, config["steps"], _expected_steps(config, stream)
+    augment = augmentation(config["augment"])
     dataset = processor.create_dataset(
         samples,
         config["batch_size"],
@@ -68,7 +72,10 @@ def stage_data(config: dict, processor, samples: list) -> tuple[Any, int, int]:
         # The questions about shapes are made to be asked in their order.
         shuffle_turns=config["data"] != "shapes" and not config["isolate_turns"],
         isolate_turns=config["isolate_turns"],
-        augment=augmentation(config["augment"]),
+        augment=augment,
+        # Pictures are augmented before they are cut.
+        cache_images=augment is None or processor.image_processor.max_tiles == 1,
+        max_text_length=config["max_text_length"],
     )
     logger.info("%s", dataset.report)
     batches = config["epochs"] * len(dataset)
@@ -96,8 +103,8 @@ def check_data(config: dict) -> None:
         raise ValueError("Rows of a mixture are packed: leave out isolate_turns and max_turns.")
 
 
-def augmentation(names: list[str]):
-    """Return the augmentation of these names.
+def augmentation(names: list[str]) -> Augmentation | None:
+    """Return the augmentation of these names; None: there are none.
 
     Raises:
         ValueError: an unknown name.
@@ -105,7 +112,7 @@ def augmentation(names: list[str]):
     unknown = sorted(set(names) - set(AUGMENTATIONS))
     if unknown:
         raise ValueError(f"Unknown augment {unknown}: choose from {sorted(AUGMENTATIONS)}.")
-    return compose(*(AUGMENTATIONS[name]() for name in names))
+    return compose(*(AUGMENTATIONS[name]() for name in names)) if names else None
 
 
 def _mixture_stream(config, processor) -> TrainingStream:
@@ -129,7 +136,7 @@ def _mixture_stream(config, processor) -> TrainingStream:
         processor,
         Mixture(shares, unit, config["max_epochs"], seed=config["seed"]),
         settings,
-        augmentation(config["augment"]) if config["augment"] else None,
+        augmentation(config["augment"]),
         quarantine=Path(config["output_dir"]) / f"quarantine_{config['name']}{number}.jsonl",
     )
 
