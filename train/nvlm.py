@@ -20,6 +20,7 @@ from dl_techniques.training.nvlm_stages import (
 )
 from dl_techniques.training.recipes import get_recipe
 from dl_techniques.training.run import run_training
+from dl_techniques.training.run_folder import has_weights
 
 
 def parse_flags(arguments: list[str]) -> argparse.Namespace:
@@ -31,7 +32,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     add("--stages", default="paper", choices=["guide", "paper"])
     add("--data", help="folder of the sources of the mixtures, or 'hub'")
     add("--tokenizer", help="folder of a tokenizer, for new weights")
-    add("--max_num", type=int, default=6, help="most tiles of a picture, without the thumbnail")
+    add("--max_num", type=int, help="most tiles of a picture, without the thumbnail; default: 6")
     add("--precision", default="mixed_bfloat16")
     add("--layout", default="single", help="see make_distribution")
     add("--output", help="default: runs/nvlm_ARCHITECTURE")
@@ -42,27 +43,29 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
 
 def get_config(flags: argparse.Namespace) -> dict:
     """Return the settings: change them here, or by flags."""
-    tags = flags.architecture != "decoder"
+    model = flags.model or (TINY_MODELS if flags.tiny else MODELS)[flags.architecture]
+    has_processor = has_weights({"model": model})
+    if flags.max_num is not None and (flags.tiny or has_processor):
+        what = "--tiny has 4 tiles" if flags.tiny else f"--model {model} has its own tiles"
+        raise ValueError(f"--max_num={flags.max_num} is of a new model; {what}. Leave it out.")
     common = {
         "family": "NVLM",
-        "template": "nvlm",
-        "tile_tags": tags,
-        "placeholder_tiles": "last" if flags.architecture == "hybrid" else "all",
+        "model": model,
+        **({"tokenizer": flags.tokenizer} if has_processor else _processor(flags)),
         "output_dir": flags.output or f"runs/nvlm_{flags.architecture}",
     }
     if flags.tiny:
-        return {**tiny_settings.tiny_settings(flags.data), **common, **_tiny(flags)}
+        tiny = tiny_settings.tiny_settings(flags.data)
+        return {**tiny, **common, "stages": _tiny_stages(flags)}
     if flags.data is None:
         raise ValueError("--data FOLDER is needed, or --data hub, or --tiny.")
     stages = {"guide": guide_stages, "paper": paper_stages}[flags.stages]
     return {
         **get_recipe("nvlm"),
-        **common,
-        "model": flags.model or MODELS[flags.architecture],
-        "model_changes": None,
-        "image_processor": {"kind": "nvlm", "image_size": 448, "max_num": flags.max_num},
-        "data": flags.data,
         "tokenizer": flags.tokenizer,
+        **common,
+        "model_changes": None,
+        "data": flags.data,
         "max_text_length": 3200,
         "precision": flags.precision,
         "layout": flags.layout,
@@ -70,22 +73,28 @@ def get_config(flags: argparse.Namespace) -> dict:
     }
 
 
-def _tiny(flags) -> dict:
+def _processor(flags) -> dict:
+    """Return the settings of a new model's processor, but its tokenizer."""
+    size, tiles = (32, 4) if flags.tiny else (448, flags.max_num or 6)
+    return {
+        "template": "chatml" if flags.tiny else "nvlm",
+        "image_processor": {"kind": "nvlm", "image_size": size, "max_num": tiles},
+        "tile_tags": flags.architecture != "decoder",
+        "placeholder_tiles": "last" if flags.architecture == "hybrid" else "all",
+    }
+
+
+def _tiny_stages(flags) -> list[dict]:
     connector = connector_rates(flags.architecture, 4e-3)
     # The longest caption, with five tiles and their tags; D's tokens are all in the sequence.
     length = 104 if flags.architecture == "decoder" else 88
     answers = {"vision": 1e-3, "projection": 2e-3, "language": 2e-3}
-    return {
-        "model": flags.model or TINY_MODELS[flags.architecture],
-        "template": "chatml",
-        "image_processor": {"kind": "nvlm", "image_size": 32, "max_num": 4},
-        "stages": [
-            tiny_settings.text_stage(),
-            tiny_settings.contrast_stage(max_text_length=length),
-            tiny_settings.align_stage(connector),
-            tiny_settings.sft_stage(answers),
-        ],
-    }
+    return [
+        tiny_settings.text_stage(),
+        tiny_settings.contrast_stage(max_text_length=length),
+        tiny_settings.align_stage(connector),
+        tiny_settings.sft_stage(answers),
+    ]
 
 
 def train(flags: argparse.Namespace) -> None:

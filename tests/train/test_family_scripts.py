@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import pathlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_models import numpy
 
 from dl_techniques.models.model_size import without_weights
+from dl_techniques.models.nvlm import NVLM
 from dl_techniques.training import tiny_settings
 from dl_techniques.training.ghostvis_flags import parse_flags
 from dl_techniques.training.nvlm_stages import guide_stages, paper_stages
@@ -168,11 +170,32 @@ def test_the_guides_flags_of_alignment_and_fine_tuning():
         (["--data=hub", "--vision_encoder_trainable=true"], "contradict each other"),
         (["--data=hub", "--total_batch_size=100"], "must be a multiple of 16"),
         (["--data=hub", "--vision_encoder_name=siglip_vit_l14"], "no public vision encoder"),
+        (["--tiny", "--source=s", "--depth=20"], "--depth: of new weights, .* --source s stays"),
+        (["--data=d", "--source=s", "--vision_num_tokens=32"], "--vision_num_tokens: of new"),
     ],
 )
 def test_flags_that_cannot_be(flags, message):
     with pytest.raises(ValueError, match=message):
         ghostvis_config("align", *flags)
+
+
+def test_a_source_brings_its_processor():
+    new, kept = (ghostvis_config("align", "--data=d", *more) for more in ([], ["--source=s"]))
+    assert (new["template"], kept["template"]) == ("ghostvis", get_recipe("default")["template"])
+    kept = ghostvis_config("align", "--data=d", "--source=s", "--vision_resampler_mode=avgpool")
+    assert kept["stages"][0]["learning_rates"] == {"vision_projector": 5e-5}
+    module = script("nvlm")
+    of_nvlm = [
+        module.get_config(module.parse_flags(["--data=d", "--architecture=hybrid", *more]))
+        for more in (["--max_num=4"], ["--model=hf://a/b", "--tokenizer=t"])
+    ]
+    names = ("template", "tile_tags", "placeholder_tiles")
+    assert [of_nvlm[0][name] for name in names] == ["nvlm", True, "last"]
+    assert of_nvlm[0]["image_processor"]["max_num"] == 4 and of_nvlm[0]["tokenizer"] is None
+    assert of_nvlm[1]["image_processor"] is None and of_nvlm[1]["tokenizer"] == "t"
+    assert [of_nvlm[1][name] for name in names] == [get_recipe("nvlm")[name] for name in names]
+    with pytest.raises(ValueError, match="--model hf://a/b has its own tiles"):
+        module.get_config(module.parse_flags(["--data=d", "--model=hf://a/b", "--max_num=4"]))
 
 
 def test_changes_of_a_named_model():
@@ -184,6 +207,19 @@ def test_changes_of_a_named_model():
     assert model.resampler_config["mode"] == "avgpool"
     with pytest.raises(ValueError, match="'hf://owner/name' keeps its arguments"):
         new_model({**config, "model": "hf://owner/name"})
+
+
+def test_backbones_take_the_settings_of_a_processor(monkeypatch):
+    part = SimpleNamespace(remat=False)
+    built = SimpleNamespace(vision_encoder=part, language_decoder=part)
+    given = []
+    monkeypatch.setattr(NVLM, "from_backbones", lambda **more: given.append(more) or built)
+    settings = {"template": "nvlm", "tokenizer": "t"}
+    images = {"kind": "nvlm", "image_size": 448, "max_num": 2}
+    for changes in ({}, {**settings, "image_processor": images}):
+        new_model({**get_recipe("nvlm"), **changes})
+    assert not {*settings, "image_processor"} & set(given[0])
+    assert given[1].items() >= settings.items() and given[1]["image_processor"].max_num == 2
 
 
 @pytest.mark.parametrize(

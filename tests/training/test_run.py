@@ -23,6 +23,7 @@ from dl_techniques.training.progress import ProgressReport
 from dl_techniques.training.recipes import RECIPES, check_config, get_recipe
 from dl_techniques.training.run_data import stage_data
 from dl_techniques.training.run_folder import load_checkpoint
+from dl_techniques.training.run_model import new_model, new_processor
 
 FILES = {
     "checkpoints",
@@ -155,6 +156,42 @@ def test_what_a_run_learned_is_lost_by_a_restart_alone_and_then_as_a_whole(
     for name in ("pictures", "train"):
         assert [p for p in (folder / name).iterdir() if p not in own] == []
     assert all(path.is_file() for path in own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer": "/nowhere"}, "nowhere"),
+        ({"tokenizer": "other"}, "a SentencePieceTokenizer of 320 ids. Leave tokenizer out"),
+        ({"template": "chatml"}, "'chatml' is another than the model .* brings: question_answer"),
+        ({"image_processor": {"kind": "nvlm", "image_size": 48}}, "image_processor=.* is another"),
+        ({"placeholder_tiles": "last"}, "placeholder_tiles='last' is another"),
+        ({"tile_tags": True}, "tile_tags=True is another"),
+    ],
+)
+def test_a_model_keeps_its_processor(changes, message, shapes_run, tmp_path):
+    folder, *_ = shapes_run
+    if changes.get("tokenizer") == "other":
+        changes = {"tokenizer": str(tmp_path / "other")}
+        write_tokenizer(tmp_path / "other")
+    with pytest.raises(ValueError, match=message):
+        run.run_training(micro_config(tmp_path / "run", model=str(folder), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_is_loaded_in_the_precision_that_is_asked_for(shapes_run, tmp_path):
+    folder, *_ = shapes_run
+    same = {"template": "question_answer", "tokenizer": str(folder), "vocab_size": 4000}
+    trained, _ = load_checkpoint(folder)
+    for precision, name in (("auto", "float32"), ("mixed_bfloat16", "mixed_bfloat16")):
+        config = micro_config(tmp_path, model=str(folder), precision=precision, **same)
+        model = new_model(config)
+        assert new_processor(config, [], model) is model.processor
+        for layer in (model, model.language_decoder.blocks[0].attention):
+            assert layer.dtype_policy.name == name
+        for expected, found in zip(trained.weights, model.weights, strict=True):
+            values = [keras.ops.convert_to_numpy(v.value) for v in (expected, found)]
+            np.testing.assert_array_equal(*values)
 
 
 @pytest.mark.parametrize(

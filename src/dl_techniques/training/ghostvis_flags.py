@@ -19,6 +19,13 @@ FOLDERS = {
 }
 _RECIPES = {"base": "all", "align": "vision_pretrain", "sft": "vision_sft_minimal"}
 _TINY_RATE = 4e-3
+# Flags of new weights; the ones of --source keep what they are. The mode of the resampler says also
+# whether there is anything to learn.
+_OF_NEW_WEIGHTS = (
+    *("architecture_style", "depth", "vision_encoder_name", "vision_image_size"),
+    *("vision_num_tokens", "vision_resampler_depth", "vision_resampler_heads"),
+    *("vision_proj_hidden", "vision_proj_dropout"),
+)
 
 
 def parse_flags(stage: str, arguments: list[str], description: str) -> argparse.Namespace:
@@ -42,7 +49,7 @@ def parse_flags(stage: str, arguments: list[str], description: str) -> argparse.
     add("--freeze_vision_encoder", type=_flag, default=True)
     add("--vision_image_size", type=int, default=336)
     add("--vision_num_tokens", type=int, default=64)
-    add("--vision_resampler_mode", default="perceiver")
+    add("--vision_resampler_mode", default="perceiver", help="'avgpool' has nothing to learn")
     add("--vision_resampler_depth", type=int, default=2)
     add("--vision_resampler_heads", type=int, default=8)
     add("--vision_proj_hidden", type=int, default=2048)
@@ -109,9 +116,10 @@ def settings_of(stage: str, flags: argparse.Namespace) -> dict:
             "--vision_encoder_trainable and --freeze_vision_encoder contradict each other: give "
             "both, one true and one false."
         )
+    if flags.source is not None:
+        _check_source(stage, flags)
     common = {
         "family": "GhostVis",
-        "template": "ghostvis",
         "output_dir": flags.resume_from or flags.output,
     }
     if flags.tiny:
@@ -124,6 +132,7 @@ def settings_of(stage: str, flags: argparse.Namespace) -> dict:
         **common,
         "model": flags.source or ARCHITECTURES[flags.architecture_style],
         "model_changes": None if flags.source else _changes(flags),
+        **({} if flags.source else {"template": "ghostvis"}),
         "tokenizer": flags.tokenizer,
         "data": flags.data,
         "mixture": flags.data_recipe_name,
@@ -139,6 +148,17 @@ def settings_of(stage: str, flags: argparse.Namespace) -> dict:
         "chunk_size": 2048,
         "stages": [{"name": stage, **_learned(stage, flags)}],
     }
+
+
+def _check_source(stage, flags):
+    """Refuse flags of new weights beside --source."""
+    defaults = parse_flags(stage, [], "")
+    wrong = [n for n in _OF_NEW_WEIGHTS if getattr(flags, n) != getattr(defaults, n)]
+    if wrong:
+        raise ValueError(
+            f"{', '.join(f'--{name}' for name in wrong)}: of new weights, but the model in "
+            f"--source {flags.source} stays as it is. Leave out one or the other."
+        )
 
 
 def _learned(stage, flags):
@@ -190,7 +210,10 @@ def _tiny(stage, flags) -> dict:
         rates = {"projection": _TINY_RATE / 2, "language": _TINY_RATE / 2}
         blocks = {"language": flags.unfreeze_llm_layers}
         stages = [tiny_settings.sft_stage(rates, unfreeze_last_blocks=blocks)]
-    return {**settings, "model": flags.source or "ghostvis_mini", "stages": stages}
+    settings["stages"] = stages
+    if flags.source:
+        return {**settings, "model": flags.source, "tokenizer": flags.tokenizer}
+    return {**settings, "model": "ghostvis_mini", "template": "ghostvis"}
 
 
 def _flag(text: str) -> bool:

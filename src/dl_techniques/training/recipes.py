@@ -17,7 +17,9 @@ def default_config() -> dict:
     - A model from scratch gets a processor with `template` (a name in `TEMPLATES`),
       `image_processor` (what `image_processor_from_config` takes; None: pictures are stretched),
       `placeholder_tiles` (see `VQADataProcessor`) and, with `tile_tags`, a token for each tag of a
-      tile, as NVLM-X and -H need.
+      tile, as NVLM-X and -H need. A model with weights brings its own; settings that say
+      something else are refused, but "backbones" take a `tokenizer`, `template` and
+      `image_processor`.
     - `data`: "shapes", or a path for `read_samples`, learned in `epochs`. With a `mixture` (a name
       in `MIXTURES`, source -> share, or "all": what lies in the folder, in proportion to its
       rows): a folder that holds the sources, or "hub"; then `steps` says for how long at most, and
@@ -32,6 +34,8 @@ def default_config() -> dict:
       to `alpha`. See `Stage` for what else it takes.
     - `batch_size` counts rows on all devices of a process; of several processes that share a
       mixture, each takes so many.
+    - `precision`: a dtype policy of Keras. "auto": mixed_float16 on a GPU, else float32; the model
+      of an earlier run keeps its own.
     - `layout`, `devices`, `model_parallel`: see `make_distribution`; "mirrored": see
       `mirrored_strategy`. Of several processes, `coordinator`, `num_processes` and `process_id`
       are those of `initialize_processes`; coordinator "slurm" takes them from the job.

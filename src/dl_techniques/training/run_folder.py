@@ -32,8 +32,14 @@ def has_weights(config: dict) -> bool:
     return name != "custom" and name not in MODEL_CONFIGS and "/" in name
 
 
-def load_checkpoint(folder: str | Path) -> tuple[VisionLanguageModel, VQADataProcessor]:
+def load_checkpoint(
+    folder: str | Path, dtype: str | None = None
+) -> tuple[VisionLanguageModel, VQADataProcessor]:
     """Return the trained model and its processor, which is the model's too.
+
+    Args:
+        folder: The run's.
+        dtype: The policy of the model; default: that of the run.
 
     Raises:
         ValueError: if the folder lacks a file.
@@ -41,7 +47,7 @@ def load_checkpoint(folder: str | Path) -> tuple[VisionLanguageModel, VQADataPro
     path = Path(folder) / FINAL_MODEL
     if not is_run(folder):
         raise ValueError(f"{folder} is no checkpoint folder: {path} does not exist.")
-    model = read_keras_file(path)
+    model = read_keras_file(path, dtype)
     model.processor = VQADataProcessor.load(folder)
     model.training_data, model.results = _origin(Path(folder))
     return model, model.processor

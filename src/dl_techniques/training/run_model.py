@@ -1,7 +1,12 @@
 """The model of a run and its processor."""
 
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
 import keras
 
+from dl_techniques.checkpoints.processors import tokenizer_of
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
 from dl_techniques.evaluation.question_answering import message_text
 from dl_techniques.models.families import FAMILIES, create_model, model_arguments
@@ -12,7 +17,12 @@ from dl_techniques.preprocessing.image_processors import (
     NVLMImageProcessor,
     image_processor_from_config,
 )
-from dl_techniques.preprocessing.tokenizer import SentencePieceTokenizer, load_tokenizer
+from dl_techniques.preprocessing.tokenizer import (
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
+from dl_techniques.training.recipes import default_config
 from dl_techniques.training.run_folder import has_weights, is_run, load_checkpoint
 
 IMAGE_TOKEN = "<|image|>"
@@ -37,12 +47,16 @@ def new_model(config: dict, load_weights: bool = True, **vocabulary) -> VisionLa
             f"model_changes are for named models and backbones; {name!r} keeps its arguments."
         )
     if is_run(name):
-        model = load_checkpoint(name)[0]
+        asked = config["precision"]
+        model = load_checkpoint(name, None if asked == "auto" else asked)[0]
     elif name == "backbones":
         parts = {k: config[f"{k}_backbone"] for k in ("vision", "language")}
         if None in parts.values():
             raise ValueError("model='backbones' needs vision_backbone and language_backbone.")
-        model = family.from_backbones(**parts, **changes, load_weights=load_weights)
+        given = _given(config, ("tokenizer", "template", "image_processor"))
+        if "image_processor" in given:
+            given["image_processor"] = image_processor_from_config(given["image_processor"])
+        model = family.from_backbones(**parts, **given, **changes, load_weights=load_weights)
     elif name == "custom":
         parts = {k: config[k] for k in _PARTS}
         if None in parts.values():
@@ -86,9 +100,11 @@ def new_processor(config: dict, train: list, model: VisionLanguageModel) -> VQAD
         model: The model, with or without weights.
 
     Raises:
-        ValueError: there is neither a tokenizer nor text to make one of.
+        ValueError: there is neither a tokenizer nor text to make one of; or the model's own
+            processor is another one than the settings say.
     """
     if model.processor is not None:
+        _check_own(config, model)
         model.processor.max_text_length = config["max_text_length"]
         return model.processor
     images = config["image_processor"]
@@ -122,6 +138,56 @@ def new_processor(config: dict, train: list, model: VisionLanguageModel) -> VQAD
         image_processor=images,
         placeholder_tiles=config["placeholder_tiles"],
     )
+
+
+def _given(config: dict, names: Iterable[str]) -> dict:
+    """Return those of the settings that are not the default, which is to say nothing of them."""
+    defaults = default_config()
+    return {name: config[name] for name in names if config[name] != defaults[name]}
+
+
+def _check_own(config: dict, model: VisionLanguageModel) -> None:
+    """Make sure that the settings of a processor say nothing else than the model's own one.
+
+    Raises:
+        ValueError: naming what they say, and what the model has.
+    """
+    own = model.processor
+    has = {
+        "template": own.template.name,
+        "image_processor": own.image_processor.get_config(),
+        "placeholder_tiles": own.placeholder_tiles,
+        "tile_tags": getattr(model, "tile_tag_ids", None) is not None,
+        "tokenizer": f"a {type(own.tokenizer).__name__} of {own.vocab_size} ids",
+    }
+    for name, value in _given(config, has).items():
+        if name == "tokenizer":
+            same = _same_tokenizer(tokenizer_of(value), own.tokenizer)
+        elif name == "template":
+            same = TEMPLATES.get(value) == own.template
+        elif name == "image_processor":
+            same = image_processor_from_config(value).get_config() == has[name]
+        else:
+            same = value == has[name]
+        if not same:
+            raise ValueError(
+                f"{name}={value!r} is another than the model {config['model']!r} brings: "
+                f"{has[name]}. Leave {name} out, or begin with a model from scratch."
+            )
+
+
+def _same_tokenizer(asked: Tokenizer, own: Tokenizer) -> bool:
+    """Tell whether a tokenizer, with the special tokens that the other has got, is the other."""
+    try:
+        asked.add_special_tokens(t for t in own.special_tokens if t not in asked.special_tokens)
+    except ValueError:
+        return False
+    files = []
+    for tokenizer in (asked, own):
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save(folder)
+            files.append({path.name: path.read_bytes() for path in Path(folder).iterdir()})
+    return files[0] == files[1]
 
 
 def precision_policy(name: str) -> str:
