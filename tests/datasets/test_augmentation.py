@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,8 @@ ALL = [
 def test_format_determinism_and_untouched_input(augment):
     before = IMAGE.copy()
     results = [augment(IMAGE, np.random.default_rng(seed)) for seed in range(8)]
-    again = [augment(IMAGE, np.random.default_rng(seed)) for seed in range(8)]
+    sent = pickle.loads(pickle.dumps(augment))  # As to a worker process.
+    again = [sent(IMAGE, np.random.default_rng(seed)) for seed in range(8)]
     assert np.array_equal(IMAGE, before)
     for result, same in zip(results, again, strict=True):
         assert result.shape == IMAGE.shape and result.dtype == np.uint8

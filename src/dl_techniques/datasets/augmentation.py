@@ -1,5 +1,6 @@
 """Augmentations: functions of (uint8[H, W, 3], Generator) that return uint8[H, W, 3].
 
+Those of this module can be pickled, as worker processes need them.
 Nothing is augmented unless a data set is told to. Questions about places ("left of") and about
 writing do not survive a flip: a data set flips only samples that `may_flip`, and uses
 `without_flip(augment)` for the others. Questions about colours do not survive a strong colour
@@ -99,17 +100,40 @@ def without_flip(augment: Augmentation) -> Augmentation:
     return augment
 
 
-def random_crop(padding: int) -> Augmentation:
-    """Shifts the picture by up to `padding` pixels in each direction, repeating the edge."""
-    _check_range("padding", padding, 0, float("inf"))
+@dataclass(frozen=True)
+class _Crop:
+    padding: int
 
-    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        height, width = image.shape[:2]
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        padding, (height, width) = self.padding, image.shape[:2]
         top, left = rng.integers(2 * padding + 1, size=2)
         padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode="edge")
         return np.ascontiguousarray(padded[top : top + height, left : left + width])
 
-    return apply
+
+def random_crop(padding: int) -> Augmentation:
+    """Shifts the picture by up to `padding` pixels in each direction, repeating the edge."""
+    _check_range("padding", padding, 0, float("inf"))
+    return _Crop(padding)
+
+
+@dataclass(frozen=True)
+class _ResizedCrop:
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        height, width = image.shape[:2]
+        area, aspect = rng.uniform(*self.scale), rng.uniform(*self.ratio)
+        # Neither side may be longer than the picture's; the area stays as it was drawn.
+        aspect = min(max(aspect, area), 1.0 / area)
+        crop_width = min(1.0, (area * aspect) ** 0.5) * width
+        crop_height = min(1.0, (area / aspect) ** 0.5) * height
+        left = rng.uniform(0.0, width - crop_width)
+        top = rng.uniform(0.0, height - crop_height)
+        box = (left, top, left + crop_width, top + crop_height)
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box)
+        return np.array(resized)
 
 
 def random_resized_crop(
@@ -125,21 +149,25 @@ def random_resized_crop(
     _check_range("scale", scale[0], 1e-3, scale[1])
     _check_range("scale", scale[1], scale[0], 1.0)
     _check_range("ratio", ratio[0], 1e-3, ratio[1])
+    return _ResizedCrop(tuple(scale), tuple(ratio))
 
-    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        height, width = image.shape[:2]
-        area, aspect = rng.uniform(*scale), rng.uniform(*ratio)
-        # Neither side may be longer than the picture's; the area stays as it was drawn.
-        aspect = min(max(aspect, area), 1.0 / area)
-        crop_width = min(1.0, (area * aspect) ** 0.5) * width
-        crop_height = min(1.0, (area / aspect) ** 0.5) * height
-        left = rng.uniform(0.0, width - crop_width)
-        top = rng.uniform(0.0, height - crop_height)
-        box = (left, top, left + crop_width, top + crop_height)
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box)
-        return np.array(resized)
 
-    return apply
+@dataclass(frozen=True)
+class _ColourJitter:
+    brightness: float
+    contrast: float
+    saturation: float
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        amounts = (self.brightness, self.contrast, self.saturation)
+        light, spread, colour = (rng.uniform(1.0 - a, 1.0 + a) for a in amounts)
+        pixels = image.astype(np.float32) * light
+        weights = np.array([0.299, 0.587, 0.114], np.float32)
+        grey = pixels @ weights
+        pixels = grey[..., None] + (pixels - grey[..., None]) * colour
+        mean = grey.mean()
+        pixels = mean + (pixels - mean) * spread
+        return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
 def colour_jitter(
@@ -155,18 +183,7 @@ def colour_jitter(
     amounts = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     for name, amount in amounts.items():
         _check_range(name, amount, 0.0, 1.0)
-
-    def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        light, spread, colour = (rng.uniform(1.0 - a, 1.0 + a) for a in amounts.values())
-        pixels = image.astype(np.float32) * light
-        weights = np.array([0.299, 0.587, 0.114], np.float32)
-        grey = pixels @ weights
-        pixels = grey[..., None] + (pixels - grey[..., None]) * colour
-        mean = grey.mean()
-        pixels = mean + (pixels - mean) * spread
-        return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
-
-    return apply
+    return _ColourJitter(**amounts)
 
 
 def _check_range(name: str, value: Any, low: float, high: float):
