@@ -1,6 +1,7 @@
 import numpy as np
 
 from dl_techniques.datasets.vqa_dataset import VQADataProcessor
+from dl_techniques.preprocessing.image_processors import NVLMImageProcessor
 
 
 def picture(value):
@@ -39,3 +40,17 @@ def test_tensorflow_dataset_with_uneven_images():
     assert second["num_images"].numpy() == [2] and float(second["images"][0, 0, 0, 0, 0]) == 1.0
     text_only = USED.create_tensorflow_dataset(samples[:1], 1)
     assert set(next(iter(text_only))[0]) == {"text_tokens"}
+
+
+def test_tensorflow_dataset_of_tiles():
+    used = VQADataProcessor(
+        max_text_length=80, image_processor=NVLMImageProcessor(image_size=4, max_num=4)
+    )
+    wide = np.concatenate([picture(255), picture(0)], axis=1)
+    samples = [{"id": "a", "messages": TURN, "images": [image]} for image in (wide, picture(9))]
+    batches = used.create_tensorflow_dataset(samples, 1, shuffle=False)
+    for image, (inputs, _) in zip((wide, picture(9)), batches, strict=True):
+        tiles = used.preprocess_tiles(image)
+        assert inputs["images"].shape == (1, 3, 4, 4, 3)
+        assert inputs["num_images"].numpy().tolist() == [len(tiles)]
+        np.testing.assert_array_equal(inputs["images"][0, : len(tiles)], tiles)

@@ -30,7 +30,7 @@ def to_tensorflow(
             "create_dataset works with every backend."
         ) from error
 
-    counts = {len(row.images) for row in dataset.rows}
+    counts = set(map(dataset.count_tiles, dataset.rows))
     slots, single = max(counts), counts == {1}
 
     def read(indices: np.ndarray) -> list[np.ndarray]:

@@ -108,7 +108,7 @@ class VQADataset(keras.utils.PyDataset):
         self._store.check()
         self.rows = self._keep_good(encoded)
         self._finish_report(max_bad_share)
-        self._slots = max(map(self._tiles, self.rows))
+        self._slots = max(map(self.count_tiles, self.rows))
         self._longest = max(len(row.tokens()[0]) for row in self.rows)
         if shuffle_turns:
             self._longest = min(max_length, max(_longest_order(row) for row in self.rows))
@@ -166,7 +166,8 @@ class VQADataset(keras.utils.PyDataset):
                 self.report.add(part["id"], error.reason, str(error))
         return kept
 
-    def _tiles(self, row: Row) -> int:
+    def count_tiles(self, row: Row) -> int:
+        """Returns into how many tiles the images of one of `rows` are cut, together."""
         return sum(self._store.tiles(number) for number in row.images)
 
     def _finish_report(self, max_bad_share: float):
@@ -227,7 +228,7 @@ class VQADataset(keras.utils.PyDataset):
         self, indices: Sequence[int], size: int, slots: int | None, epoch: int
     ) -> tuple[np.ndarray, np.ndarray]:
         counts = np.zeros(size, np.int32)
-        counts[: len(indices)] = [self._tiles(self.rows[i]) for i in indices]
+        counts[: len(indices)] = [self.count_tiles(self.rows[i]) for i in indices]
         slots = slots or max(1, int(counts.max()))
         pixels = np.zeros((size, slots, *self._processor.image_size, 3), np.uint8)
         for place, index in enumerate(indices):

@@ -373,9 +373,10 @@ class VQADataProcessor:
         """Makes the same data set as a `tf.data.Dataset`.
 
         It yields `({"images", "text_tokens"}, labels)`: images float32[B, H, W, 3] when every row
-        has one image, else float32[B, I, H, W, 3] with `num_images` beside them (no images, no
-        key); text_tokens and labels int32[B, max_text_length]. There is no attention mask: padding
-        is on the right, behind all that is learned. The last batch may be smaller.
+        has one image of one tile, else float32[B, I, H, W, 3] with `num_images` beside them, of
+        tiles (no images, no key); text_tokens and labels int32[B, max_text_length]. There is no
+        attention mask: padding is on the right, behind all that is learned. The last batch may be
+        smaller.
 
         Args:
             data_samples: see `create_dataset`.
