@@ -143,6 +143,23 @@ def test_train_flags_change_the_recipe(command, trained):
     assert trained == [({**get_recipe("demo"), **changes}, {"resume": True})]
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("mixture", '{"a": 0.5, "b": 0.5}', {"a": 0.5, "b": 0.5}),
+        ("mixture", "null", None),
+        ("mixture", "vision_sft_minimal", "vision_sft_minimal"),
+        ("tokenizer", "2024", "2024"),
+        ("tokenizer", "null", None),
+        ("vision_backbone", "null", None),
+        ("steps", "7", 7),
+    ],
+)
+def test_values_are_of_a_type_that_the_setting_may_have(key, text, value, command, trained):
+    assert command("train", "--recipe", "nanovlm", f"--{key}={text}")[0] == 0
+    assert trained == [({**get_recipe("nanovlm"), key: value}, {})]
+
+
 def test_train_without_flags_is_the_default_recipe(command, trained):
     assert command("train")[0] == 0
     assert trained == [(get_recipe("default"), {})]
@@ -176,6 +193,8 @@ def test_wrong_train_flags_are_refused(command, trained, flags, message):
 def test_wrong_settings_are_one_line_too(command, tmp_path):
     flags = ["train", "--recipe", "demo", "--output_dir", tmp_path / "run"]
     check_one_line_error(command(*flags, "--epochs", "many"), "epochs", "'many'")
+    rates = command(*flags, "--learning_rates", '{"vision": "1e-4"}')
+    check_one_line_error(rates, "learning rate '1e-4' of 'vision_encoder'")
     check_one_line_error(command(*flags, "--data", tmp_path / "none"), str(tmp_path / "none"))
     assert not (tmp_path / "run").exists()
 

@@ -16,23 +16,25 @@ def train_command(arguments: list[str], get_config: Callable[[str], dict]) -> No
 
     Args:
         arguments: The command line; `--KEY=VALUE` will do too. Values are JSON where they read as
-            JSON and the setting is no text by default; else text.
+            JSON of a type that the setting may have besides text; else text.
         get_config: Recipe name -> settings.
 
     Raises:
         ValueError: for a wrong flag or setting.
     """
     from dl_techniques.checkpoints.json_files import read_json
+    from dl_techniques.training.recipes import default_config, setting_types
     from dl_techniques.training.run import run_training
 
     switches, changes = _read_flags(arguments)
     file, recipe = changes.pop("config", None), changes.pop("recipe", "default")
     config = get_config(recipe) if file is None else read_json(file)
-    wrong = sorted(set(changes) - set(config))
+    known = default_config()
+    wrong = sorted(set(changes) - set(known))
     if wrong:
-        raise ValueError(f"Unknown settings {wrong}; there are: {', '.join(config)}.")
+        raise ValueError(f"Unknown settings {wrong}; there are: {', '.join(known)}.")
     for key, text in changes.items():
-        config[key] = text if isinstance(config[key], str) else _json_or_text(text)
+        config[key] = _value(text, setting_types(key))
     if switches.pop("help", False):
         print(_help(config, f"recipe {recipe}" if file is None else file))
         return
@@ -54,11 +56,14 @@ def _read_flags(arguments):
     return switches, changes
 
 
-def _json_or_text(text):
+def _value(text, types):
+    if types == (str,):
+        return text
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError:
         return text
+    return text if str in types and not isinstance(value, types) else value
 
 
 def _help(config, source):

@@ -285,6 +285,8 @@ def test_what_cannot_be_run_is_refused(whole, tmp_path):
         ({"planned_steps": 2}, "at most steps=1"),
         ({"trainable": {}}, "trains nothing"),
         ({"trainable": {"modality_projection": 0.0}}, "learning rate 0.0"),
+        ({"trainable": {"modality_projection": "1e-4"}}, "learning rate '1e-4'"),
+        ({"layer_decay": {"modality_projection": "0.9"}}, "layer_decay '0.9' .* must be a number"),
         ({"unfreeze_last_blocks": {"vision_encoder": 1}}, "no patterns of trainable"),
         ({"schedule": {"type": "steps"}}, "needs a type"),
         ({"schedule": {"type": "cosine", "alfa": 1}}, "needs a type"),

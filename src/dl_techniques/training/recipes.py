@@ -161,8 +161,8 @@ def check_config(config: dict) -> None:
             f"Unknown settings {unknown}, missing settings {missing}: there are "
             f"{', '.join(defaults)}."
         )
-    for key, default in defaults.items():
-        _check_value(key, config[key], default)
+    for key in defaults:
+        _check_value(key, config[key])
     for stage in config["stages"]:
         if not isinstance(stage, dict) or not isinstance(stage.get("name"), str):
             raise ValueError(f"Every stage must be a dict with a name, got {stage!r}.")
@@ -173,14 +173,22 @@ def check_config(config: dict) -> None:
                 f"{', '.join(STAGE_SETTINGS)}."
             )
         for key in set(stage) - {"name"}:
-            _check_value(key, stage[key], defaults[key])
+            _check_value(key, stage[key])
 
 
-def _check_value(key, value, default):
-    kinds = _OPTIONAL.get(key, type(default))
-    if value is None and key in _OPTIONAL:
+def setting_types(key: str) -> tuple[type, ...]:
+    """Return the types that a setting may have; None's is the last if it may be None."""
+    if key not in _OPTIONAL:
+        return (type(default_config()[key]),)
+    kinds = _OPTIONAL[key]
+    return (*(kinds if isinstance(kinds, tuple) else (kinds,)), type(None))
+
+
+def _check_value(key, value):
+    types = setting_types(key)
+    kinds = tuple(kind for kind in types if kind is not type(None))
+    if value is None and kinds != types:
         return
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     accepted = (*kinds, int) if float in kinds else kinds
     if isinstance(value, bool) != (bool in kinds) or not isinstance(value, accepted):
         names = " or ".join(kind.__name__ for kind in kinds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -100,9 +101,17 @@ class Stage:
             raise ValueError(f"Stage {self.name!r} trains nothing: name a component.")
         for pattern, rate in self.trainable.items():
             component_pattern(pattern)
-            if not 0.0 < rate < math.inf:
-                raise ValueError(f"Stage {self.name!r}: learning rate {rate} of {pattern!r}.")
+            if not _is_number(rate) or not 0.0 < rate < math.inf:
+                raise ValueError(
+                    f"Stage {self.name!r}: learning rate {rate!r} of {pattern!r} must be a number "
+                    "above 0; what is left out is frozen."
+                )
         for field in ("unfreeze_last_blocks", "layer_decay"):
+            for pattern, value in getattr(self, field).items():
+                if not _is_number(value):
+                    raise ValueError(
+                        f"Stage {self.name!r}: {field} {value!r} of {pattern!r} must be a number."
+                    )
             unknown = sorted(set(getattr(self, field)) - set(self.trainable))
             if unknown:
                 raise ValueError(
@@ -212,3 +221,7 @@ class Stage:
             config["alpha"] = self.schedule.get("alpha", 0.0)
         schedule = learning_rate_schedule_builder(config)
         return optimizer_builder(dict(self.optimizer), schedule)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
