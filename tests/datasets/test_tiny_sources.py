@@ -32,7 +32,8 @@ def rows(path):
 
 
 def test_sources_in_a_folder(tmp_path):
-    folder = write_tiny_sources(tmp_path / "s", None, captions=20, turns=2, vocab_size=450)
+    small = {"captions": 20, "turns": 2, "vocab_size": 450}
+    folder = write_tiny_sources(tmp_path / "s", None, **small)
     sources = open_folder(folder, ["captions", "questions", "phrases", "text"])
     (sample,) = sources["captions"][3]
     expected = ShapesCaptions("train", 20)[3]
@@ -50,5 +51,8 @@ def test_sources_in_a_folder(tmp_path):
     )
     assert set(SPECIAL_TOKENS) <= set(load_tokenizer(folder / "tokenizer").special_tokens)
     before = (folder / "captions" / "train.jsonl").stat().st_mtime_ns
-    write_tiny_sources(folder, None)
+    write_tiny_sources(folder, None, **small)
+    for other in ({"data": tmp_path}, {"seed": 1}):
+        with pytest.raises(ValueError, match="made of .* remove it"):
+            write_tiny_sources(folder, **{"data": None, **small, **other})
     assert (folder / "captions" / "train.jsonl").stat().st_mtime_ns == before

@@ -17,6 +17,7 @@ from dl_techniques.preprocessing.tokenizer import SentencePieceTokenizer
 
 SPECIAL_TOKENS = (IMAGE_MARK, *GHOSTVIS.markers, *NVLM.markers, *NVLMImageProcessor().tags)
 _TEXT_LINES = 8  # Of a passage.
+_FINISHED = "made_of.json"
 
 
 def write_tiny_sources(
@@ -32,7 +33,8 @@ def write_tiny_sources(
 
     `captions`, `questions`, `phrases` (both without their pictures) and `text` are sources;
     `held_out/captions.jsonl`, `.../questions.jsonl` and `.../text.txt` are held out by picture (the
-    text by its end); `tokenizer` is trained on the texts. A finished folder is not made again.
+    text by its end); `tokenizer` is trained on the texts. A finished folder is not made again: its
+    `made_of.json` names the arguments.
 
     Args:
         folder: where.
@@ -48,10 +50,21 @@ def write_tiny_sources(
         The folder.
 
     Raises:
-        ValueError: the data cannot be read.
+        ValueError: the data cannot be read, or the folder was made of other arguments.
     """
     folder = Path(folder)
-    if (folder / "tokenizer").is_dir():
+    made_of = {
+        "data": None if data is None else str(Path(data).resolve()),
+        **{"captions": captions, "turns": turns, "held_out_share": held_out_share},
+        **{"vocab_size": vocab_size, "seed": seed},
+    }
+    if (folder / _FINISHED).is_file():
+        found = json.loads((folder / _FINISHED).read_text(encoding="utf-8"))
+        if found != made_of:
+            raise ValueError(
+                f"{folder} holds sources that were made of {found}, not of {made_of}: remove it, "
+                "or ask for the same."
+            )
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     few = max(1, round(captions * held_out_share))
@@ -74,6 +87,7 @@ def write_tiny_sources(
         [*dict.fromkeys(texts), *passages[:cut]], vocab_size, special_tokens=list(SPECIAL_TOKENS)
     )
     tokenizer.save(folder / "tokenizer")
+    (folder / _FINISHED).write_text(json.dumps(made_of), encoding="utf-8")
     return folder
 
 
