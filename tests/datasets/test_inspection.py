@@ -1,6 +1,7 @@
 """`data inspect`: counts and faults of a data set, the page of samples, the command."""
 
 import io
+import json
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ from inspected_samples import LENGTH, png, processor, question_rows, sample, wri
 from PIL import Image
 
 from dl_techniques.datasets import sample_reader
+from dl_techniques.datasets.inspect_command import inspect_source
 from dl_techniques.datasets.inspection import as_text, inspect_samples
 from dl_techniques.datasets.inspection_page import as_html
 from dl_techniques.datasets.sources import open_source
@@ -29,6 +31,15 @@ def test_plain_texts_are_looked_at_too(tmp_path):
         "1 good samples, 0 questions, 0 images, 20 tokens, 19 of them learned",
         "0 of 1 samples are bad",
     ]
+
+
+def test_the_rows_looked_at_are_spread_over_all(tmp_path):
+    rows = [{"question": "q", "answer": "a" * (1 + k)} for k in range(7)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = inspect_source(str(tmp_path / "r.jsonl"), limit=4)
+    assert "7 rows; looked at one of every 2" in report.text
+    answers = [sample["messages"][1]["content"] for sample, _ in report.groups[""]]
+    assert [len(answer) for answer in answers] == [1, 3, 5, 7]
 
 
 def test_all_images_of_a_sample_are_counted():

@@ -74,8 +74,8 @@ def inspect_source(
     """
     rows = open_source(source, **options)
     processor = inspection_processor(tokenizer)
-    step = max(1, len(rows) // limit)
-    found = inspect_samples(_samples(rows, range(0, len(rows), step)[:limit]), processor)
+    step = max(1, -(-len(rows) // limit))
+    found = inspect_samples(_samples(rows, range(0, len(rows), step)), processor)
     text = f"{source}: {len(rows):,} rows; looked at one of every {step}\n{as_text(found)}"
     return DataReport(source, text, {"": found.shown}, processor)
 
