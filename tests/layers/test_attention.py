@@ -6,7 +6,7 @@ from keras import ops
 from only_on import only_on
 from tiny_models import fill, numpy, run
 
-from dl_techniques.layers import GroupedQueryAttention, attention
+from dl_techniques.layers import GatedCrossAttentionBlock, GroupedQueryAttention, attention
 
 HEADS = [(4, 4), (4, 2), (4, 1)]
 
@@ -153,6 +153,16 @@ def test_cache_holds_what_was_seen_before():
     np.testing.assert_array_equal(keys[:, 5:], 0)
 
 
+@pytest.mark.no_backend
+def test_a_symbolic_cache_comes_back_too():
+    layer, cache = _layer(), tuple(keras.Input((7, 2, 4)) for _ in range(2))
+    x, mask = keras.Input((1, 16)), keras.Input((1, 1, 7), dtype="bool")
+    index = keras.Input((), dtype="int32")
+    out, new = layer(x, attention_mask=mask, cache=cache, cache_index=index)
+    model = keras.Model([x, mask, index, *cache], [out, *new])
+    assert [y.shape for y in model.outputs] == [(None, 1, 16), (None, 7, 2, 4), (None, 7, 2, 4)]
+
+
 def test_padded_rows_have_finite_gradients():
     layer = _layer(rope_theta=1e4)
     mask = np.zeros((2, 1, 5, 5), bool)
@@ -193,6 +203,48 @@ def _gradient(function, x):
 def test_impossible_heads(arguments, message):
     with pytest.raises(ValueError, match=message):
         GroupedQueryAttention(*arguments)
+
+
+@pytest.mark.parametrize("kind", [GroupedQueryAttention, GatedCrossAttentionBlock])
+def test_a_context_is_projected_before_or_within_the_call(kind):
+    layer, context = kind(16, 4), _x(7, seed=1)
+    keys_values = layer.project_context(context)  # Of a layer that no call has built.
+    fill(layer)
+    before = run(lambda x, c: layer(x, keys_values=layer.project_context(c)), _x(), context)
+    np.testing.assert_array_equal(run(lambda x, c: layer(x, context=c), _x(), context), before)
+    assert not np.allclose(before, run(lambda x: layer(x, context=x), _x()))
+    with pytest.raises(ValueError, match="takes keys_values or context, not both"):
+        layer(_x(), keys_values=keys_values, context=context)
+
+
+@pytest.mark.no_backend
+@pytest.mark.parametrize("kind", [GroupedQueryAttention, GatedCrossAttentionBlock])
+def test_a_symbolic_context_is_not_projected_outside_of_the_call(kind):
+    with pytest.raises(ValueError, match=r"call the layer with context=\.\.\. in place of keys"):
+        kind(16, 4).project_context(keras.Input((None, 16)))
+
+
+@pytest.mark.no_backend
+def test_gated_attention_needs_something_to_attend_to():
+    with pytest.raises(ValueError, match="needs keys_values or context"):
+        GatedCrossAttentionBlock(16, 4)(_x())
+
+
+@pytest.mark.no_backend
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((1, 1, 5, 5), "float32"), r"float32 of shape \(1, 1, 5, 5\).*`mask == 0`"),
+        (np.ones((1, 1, 5, 5), "int32"), r"int32 of shape \(1, 1, 5, 5\)"),
+        (np.ones((5, 5), bool), r"bool of shape \(5, 5\).*mask\[None, None\]"),
+        (np.ones((2, 5, 5), bool), r"bool of shape \(2, 5, 5\).*mask\[:, None\]"),
+    ],
+)
+def test_masks_are_bool_with_four_axes(mask, message):
+    layer = _layer()
+    for call in (layer, layer.attention_weights):
+        with pytest.raises(ValueError, match=message):
+            call(_x(), attention_mask=mask)
 
 
 def test_wrong_width_and_cache_without_mask():

@@ -59,6 +59,18 @@ CASES = {
         [[(2, 3, 8)], [(1, 5, 8)]],
         [(2, 3, 8), (1, 5, 8)],
     ),
+    "attention_to_a_context": (
+        lambda **k: layers.GroupedQueryAttention(8, 4, 2, qk_norm=True, **k),
+        [(None, None, 8), (None, None, 8)],
+        [[(2, 3, 8), (2, 4, 8)], [(1, 5, 8), (1, 2, 8)]],
+        [(2, 3, 8), (1, 5, 8)],
+    ),
+    "gated_cross_attention_block": (
+        lambda **k: layers.GatedCrossAttentionBlock(8, 4, 2, **k),
+        [(None, None, 8), (None, None, 8)],
+        [[(2, 3, 8), (2, 4, 8)], [(1, 5, 8), (1, 2, 8)]],
+        [(2, 3, 8), (1, 5, 8)],
+    ),
     "layer_scale": (
         lambda **k: LayerScale(0.5, **k),
         [(None, None, 8)],
@@ -169,6 +181,12 @@ CASES = {
         [[(2, 16, 6)], [(1, 4, 6)]],
         [(2, 3, 10), (1, 3, 10)],
     ),
+    "decoder_block_that_looks_at_images": (
+        lambda **k: layers.DecoderBlock(8, 2, 16, cross_attention=True, **k),
+        [(None, None, 8), (None, None, 8)],
+        [[(2, 3, 8), (2, 4, 8)], [(1, 5, 8), (1, 2, 8)]],
+        [(2, 3, 8), (1, 5, 8)],
+    ),
     "decoder_block_that_could_look_at_images": (
         lambda **k: layers.DecoderBlock(8, 2, 16, cross_attention=True, **k),
         [(None, None, 8)],
@@ -182,7 +200,23 @@ CASES = {
         [(2, 3, 11), (1, 5, 11)],
     ),
 }
+# Here the second input is the call's argument `context`, of which no output shape depends.
+WITH_CONTEXT = {
+    "attention_to_a_context",
+    "gated_cross_attention_block",
+    "decoder_block_that_looks_at_images",
+}
 each_layer = pytest.mark.parametrize("name", list(CASES))
+
+
+def _call_of(name, layer):
+    """Return the layer's call as a function of its inputs, one after the other."""
+    return (lambda x, c: layer(x, context=c)) if name in WITH_CONTEXT else layer
+
+
+def _shapes_of(name, shapes):
+    """Return the shapes that `compute_output_shape` wants."""
+    return shapes[:1] if name in WITH_CONTEXT else shapes
 
 
 def _values(shapes):
@@ -200,7 +234,7 @@ def _symbolic_model(name, **kwargs):
     make, symbolic, _, _ = CASES[name]
     inputs = [keras.Input(s[1:], dtype="int32" if len(s) == 2 else "float32") for s in symbolic]
     layer = make(**kwargs)
-    model = keras.Model(inputs, layer(*inputs))
+    model = keras.Model(inputs, _call_of(name, layer)(*inputs))
     fill(layer)
     return model, layer
 
@@ -224,7 +258,8 @@ def test_functional_model_with_unknown_sizes(name):
         values = _values(shapes)
         got = run(call, *values) if call is not model else run(lambda *x: model(list(x)), *values)
         assert got.shape == out_shape
-        np.testing.assert_allclose(got, run(layer, *values), rtol=1e-5, atol=1e-6)
+        expected_values = run(_call_of(name, layer), *values)
+        np.testing.assert_allclose(got, expected_values, rtol=1e-5, atol=1e-6)
 
 
 @each_layer
@@ -232,10 +267,10 @@ def test_output_shape_is_known_before_the_layer_is_built(name):
     make, symbolic, concrete, expected = CASES[name]
     layer = make()
     for shapes, out_shape in zip(concrete, expected, strict=True):
-        assert tuple(layer.compute_output_shape(*shapes)) == out_shape
-    batched = [(None, *s[1:]) for s in concrete[0]]
+        assert tuple(layer.compute_output_shape(*_shapes_of(name, shapes))) == out_shape
+    batched = [(None, *s[1:]) for s in _shapes_of(name, concrete[0])]
     assert tuple(layer.compute_output_shape(*batched)) == (None, *expected[0][1:])
-    assert layer.compute_output_shape(*symbolic)[-1] == expected[0][-1]
+    assert layer.compute_output_shape(*_shapes_of(name, symbolic))[-1] == expected[0][-1]
     assert not layer.weights
 
 
@@ -249,7 +284,8 @@ def test_rebuilt_from_its_configs(name):
     assert [(relative_path(v, twin), tuple(v.shape)) for v in twin.weights] == described
     twin.set_weights(layer.get_weights())
     values = _values(CASES[name][2][0])
-    np.testing.assert_array_equal(run(twin, *values), run(layer, *values))
+    calls = (_call_of(name, twin), _call_of(name, layer))
+    np.testing.assert_array_equal(*(run(call, *values) for call in calls))
 
 
 @each_layer
@@ -279,7 +315,7 @@ def test_low_precision_policies(name):
         dtypes = []
 
         def call(*x, layer=layer, dtypes=dtypes):
-            out = layer(*x)
+            out = _call_of(name, layer)(*x)
             dtypes.append(keras.backend.standardize_dtype(out.dtype))
             return out
 

@@ -34,16 +34,21 @@ class GroupedQueryAttention(ConfiguredLayer):
     Call arguments:
         x: float[B, T, hidden_dim].
         positions: int[B, T]; default 0, 1, ... (read only with rotary positions).
-        attention_mask: bool, broadcastable to [B, num_heads, T, S]; True where a query may look.
+        attention_mask: bool[B or 1, num_heads or 1, T or 1, S or 1], True where a query may look.
             A query that may look nowhere gives zeros before the output projection.
         cache: pair of float[B, max_len, num_kv_heads, head_dim], keys and values; S is then
             max_len, and `attention_mask` is required. It is used up (see `write_slots`).
         cache_index: slot of the cache that x's first token takes.
         keys_values: pair of float[B, S, num_kv_heads, head_dim] that `project_context` returned,
             for attention to other tokens than x; there are no rotary positions then.
+        context: float[B, S, hidden_dim], these other tokens themselves, in place of `keys_values`.
 
     Returns:
         float[B, T, hidden_dim], with a cache: (that, the updated cache).
+
+    Raises:
+        ValueError: for heads that do not divide, other widths than hidden_dim, a mask that is not
+            bool or has not 4 axes, a cache without mask, or both `keys_values` and `context`.
 
     Reference: GQA, https://arxiv.org/abs/2305.13245.
     """
@@ -128,8 +133,14 @@ class GroupedQueryAttention(ConfiguredLayer):
         cache=None,
         cache_index=None,
         keys_values=None,
+        context=None,
         training=None,
     ):
+        _check_mask(attention_mask)
+        if context is not None:
+            if keys_values is not None:
+                raise ValueError(f"{self.name} takes keys_values or context, not both.")
+            keys_values = self._keys_values(context)
         query, key, value = self._query_key_value(x, positions, keys_values)
         if cache is not None:
             if attention_mask is None or cache_index is None:
@@ -148,13 +159,14 @@ class GroupedQueryAttention(ConfiguredLayer):
 
         The arguments are those of a call. A token that may look nowhere has weights of zero.
         """
+        _check_mask(attention_mask)
         query, key, _ = self._query_key_value(x, positions, keys_values)
         weights = self._weights(query, key, attention_mask)
         return weights if attention_mask is None else ops.where(attention_mask, weights, 0.0)
 
     def _query_key_value(self, x, positions, keys_values):
         query = self._normed_heads(self.q_proj(x), self.num_heads, self.q_norm)
-        key, value = self.project_context(x) if keys_values is None else keys_values
+        key, value = self._keys_values(x) if keys_values is None else keys_values
         if self.rotary_embedding is not None and keys_values is None:
             if positions is None:
                 positions = ops.expand_dims(ops.arange(ops.shape(x)[1]), 0)
@@ -163,7 +175,22 @@ class GroupedQueryAttention(ConfiguredLayer):
         return query, key, value
 
     def project_context(self, context):
-        """Return the keys and values, float[B, S, num_kv_heads, head_dim], of float[B, S, D]."""
+        """Return the keys and values of float[B, S, hidden_dim], once for many calls.
+
+        Builds the layer, where no call has built it yet.
+
+        Returns:
+            A pair of float[B, S, num_kv_heads, head_dim].
+
+        Raises:
+            ValueError: for a symbolic tensor (`keras.Input`): call the layer with `context`.
+        """
+        require_values(context, self.name)
+        if not self.built:
+            self.build(context.shape)
+        return self._keys_values(context)
+
+    def _keys_values(self, context):
         key = self._normed_heads(self.k_proj(context), self.num_kv_heads, self.k_norm)
         return key, self._heads(self.v_proj(context), self.num_kv_heads)
 
@@ -218,6 +245,43 @@ class GroupedQueryAttention(ConfiguredLayer):
 
     def compute_output_shape(self, x_shape):
         return x_shape
+
+    def compute_output_spec(
+        self, x, positions=None, attention_mask=None, cache=None, *args, **kwargs
+    ):
+        """Return the symbolic output of a call; with a cache also that of the updated cache."""
+        out = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+        return out if cache is None else (out, symbolic_like(cache))
+
+
+def symbolic_like(tensors) -> tuple:
+    """Return symbolic tensors of the shapes and dtypes of others."""
+    return tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in tensors)
+
+
+def require_values(context, name: str) -> None:
+    """Raise ValueError if a context that a layer is to project is symbolic.
+
+    Its projections would become layers of a functional model, beside the one they belong to.
+    """
+    if isinstance(context, keras.KerasTensor):
+        raise ValueError(
+            f"{name} cannot project a symbolic context of shape {context.shape} on its own: call "
+            "the layer with context=... in place of keys_values."
+        )
+
+
+def _check_mask(mask) -> None:
+    if mask is None:
+        return
+    dtype = keras.backend.standardize_dtype(mask.dtype)
+    if dtype != "bool" or len(mask.shape) != 4:
+        raise ValueError(
+            "attention_mask must be bool[B, num_heads, T, S], True where a query may look (axes "
+            f"of 1 are broadcast), got {dtype} of shape {tuple(mask.shape)}. Cast ones and zeros, "
+            "make an additive mask bool by `mask == 0`, give [T, S] as mask[None, None] and "
+            "[B, T, S] as mask[:, None]."
+        )
 
 
 def _library_attention(query, key, value, mask):

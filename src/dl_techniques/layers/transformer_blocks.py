@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from dl_techniques.layers.attention import GroupedQueryAttention
+from dl_techniques.layers.attention import GroupedQueryAttention, require_values, symbolic_like
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
 from dl_techniques.layers.feed_forward import MLP, SwiGLU
 
@@ -163,9 +163,13 @@ class GatedCrossAttentionBlock(ConfiguredLayer):
     Call arguments:
         x: float[B, T, hidden_dim].
         keys_values: What `project_context` returned for float[B, S, hidden_dim].
-        attention_mask: bool, broadcastable to [B, num_heads, T, S]; True where a token may look.
+        attention_mask: See `GroupedQueryAttention`; True where a token may look.
+        context: float[B, S, hidden_dim] itself, in place of `keys_values`.
 
     Output: float[B, T, hidden_dim].
+
+    Raises:
+        ValueError: unless there is one of `keys_values` and `context`.
 
     Reference: Flamingo, https://arxiv.org/abs/2204.14198; NVLM-X, https://arxiv.org/abs/2409.11402.
     """
@@ -201,12 +205,20 @@ class GatedCrossAttentionBlock(ConfiguredLayer):
         self.gate = self.add_weight(name="gate", shape=(1,), initializer="zeros")
 
     def project_context(self, context):
-        """Return the keys and values of float[B, S, hidden_dim], once for many calls."""
+        """Return the keys and values of float[B, S, hidden_dim], once for many calls.
+
+        See `GroupedQueryAttention.project_context`.
+        """
+        require_values(context, self.name)
+        if not self.built:
+            self.build(context.shape)
         return self.attention.project_context(context)
 
-    def call(self, x, keys_values, attention_mask=None):
+    def call(self, x, keys_values=None, attention_mask=None, context=None):
+        if keys_values is None and context is None:
+            raise ValueError(f"{self.name} needs keys_values or context to attend to.")
         attended = self.attention(
-            self.norm(x), attention_mask=attention_mask, keys_values=keys_values
+            self.norm(x), attention_mask=attention_mask, keys_values=keys_values, context=context
         )
         return x + ops.cast(ops.tanh(self.gate), attended.dtype) * attended
 
@@ -231,7 +243,7 @@ class DecoderBlock(ConfiguredLayer):
     Call arguments and returns: as `GroupedQueryAttention`. Without `attention_mask` every token
     sees every token: give the causal mask (`attention_rule`) for a language model. With
     `cross_attention` also:
-        context_mask: bool[B, 1, T, V], who sees what of the context.
+        context_mask: bool[B, 1, T, V], who sees what of the context; default: all see all of it.
         context: float[B, V, hidden_dim]; None leaves the cross-attention out.
         cache: a tuple of five after a call with context: the keys and values of the context and
             bool[B, V], what of it the last token saw and all later ones see, are kept in it.
@@ -328,7 +340,7 @@ class DecoderBlock(ConfiguredLayer):
         x = x + attended
         if self.cross_block is not None:
             if context is not None:
-                seen = (*self.cross_block.project_context(context), context_mask[:, 0, -1])
+                seen = (*self.cross_block.project_context(context), _later(context_mask, context))
             elif seen:
                 context_mask = ops.expand_dims(ops.expand_dims(seen[2], 1), 1)
             if seen:
@@ -338,3 +350,35 @@ class DecoderBlock(ConfiguredLayer):
 
     def compute_output_shape(self, x_shape):
         return x_shape
+
+    def compute_output_spec(
+        self,
+        x,
+        positions=None,
+        attention_mask=None,
+        context_mask=None,
+        context=None,
+        cache=None,
+        *args,
+        **kwargs,
+    ):
+        """Return the symbolic output of a call; with a cache also that of the updated cache."""
+        out = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+        if cache is None:
+            return out
+        cache = symbolic_like(cache)
+        if self.cross_block is not None and context is not None:
+            heads = self.attention.num_kv_heads, self.attention.head_dim
+            keys, values = (
+                keras.KerasTensor((*context.shape[:2], *heads), dtype=self.compute_dtype)
+                for _ in range(2)
+            )
+            cache = (*cache[:2], keys, values, keras.KerasTensor(context.shape[:2], dtype="bool"))
+        return out, cache
+
+
+def _later(context_mask, context):
+    """Return bool[B, V]: what of a context the last token sees."""
+    if context_mask is None:
+        return ops.ones(ops.shape(context)[:2], dtype="bool")
+    return context_mask[:, 0, -1]

@@ -44,8 +44,8 @@ class ResamplerBlock(ConfiguredLayer):
             part.build((None, None, self.hidden_dim))
 
     def call(self, queries, tokens):
-        keys_values = self.attention.project_context(self.token_norm(tokens))
-        queries = queries + self.attention(self.query_norm(queries), keys_values=keys_values)
+        context = self.token_norm(tokens)
+        queries = queries + self.attention(self.query_norm(queries), context=context)
         return queries + self.mlp(self.mlp_norm(queries))
 
     def compute_output_shape(self, queries_shape, tokens_shape=None):
@@ -159,8 +159,7 @@ class VisionTokenCompressor(ConfiguredLayer):
 
     def call(self, tokens):
         queries = _for_each_row(self.queries, tokens)
-        keys_values = self.attention.project_context(tokens)
-        return self.norm(queries + self.attention(queries, keys_values=keys_values))
+        return self.norm(queries + self.attention(queries, context=tokens))
 
     def compute_output_shape(self, tokens_shape):
         return tokens_shape[0], self.num_queries, self.input_dim
