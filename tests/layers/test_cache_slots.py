@@ -17,3 +17,10 @@ def test_new_values_take_their_slots(index):
     for row, start in enumerate(np.broadcast_to(index, 3)):
         expected[row, start : start + 2] = new[row]
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.no_backend
+@pytest.mark.parametrize("index", [4, np.int32(4), np.array([0, 4, 1], "int32")])
+def test_new_values_without_slots(index):
+    with pytest.raises(ValueError, match="of 5 slots has no room for 2 tokens from slot 4 on"):
+        write_slots(ops.zeros((3, 5, 2)), ops.ones((3, 2, 2)), index)

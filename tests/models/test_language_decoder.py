@@ -3,6 +3,7 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 from keras import ops
+from only_on import only_on
 from tiny_models import fill, random_ids, relative_path, run
 
 from dl_techniques.models.language_decoder import LanguageDecoder
@@ -71,6 +72,59 @@ def test_cached_is_uncached(kind):
     np.testing.assert_allclose(stepped[1, 2:], whole[1, 2:], rtol=1e-5, atol=1e-5)
 
 
+def test_all_tokens_see_all_of_a_context_without_a_mask():
+    layer = _decoder(cross_attention_every=2)
+    ids, context = random_ids(2, 6) % 20, np.random.default_rng(0).normal(size=(2, 3, 16))
+    context, everything = context.astype("float32"), np.ones((2, 1, 6, 3), bool)
+    whole = run(lambda i, c: layer(i, context=c), ids, context)
+    masked = run(lambda i, c, m: layer(i, context=c, context_mask=m), ids, context, everything)
+    np.testing.assert_array_equal(whole, masked)
+    assert np.abs(whole - run(layer, ids)).max() > 1e-3
+
+    def stepwise(ids, context):
+        first, cache = layer(
+            ids[:, :4], cache=layer.make_cache(2, 6), cache_index=0, context=context
+        )
+        return ops.concatenate([first, layer(ids[:, 4:], cache=cache, cache_index=4)[0]], axis=1)
+
+    np.testing.assert_allclose(run(stepwise, ids, context), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_steps_with_a_cache_as_functional_models(tmp_path):
+    layer = _decoder(cross_attention_every=2)
+    ids, context = random_ids(2, 3) % 20, np.ones((2, 3, 16), "float32")
+    whole = run(lambda i, c: layer(i, context=c), ids, context)
+
+    def model_of(length, cache, **inputs):
+        given = {"inputs": keras.Input((length,), dtype="int32", name="inputs"), **inputs}
+        index = keras.Input((), dtype="int32", name="index")
+        out, new = layer(**given, cache=cache, cache_index=index)
+        return keras.Model({**given, "cache": cache, "index": index}, {"out": out, "cache": new})
+
+    def symbolic(cache):
+        return keras.tree.map_structure(
+            lambda x: keras.Input(x.shape[1:], dtype=keras.backend.standardize_dtype(x.dtype)),
+            cache,
+        )
+
+    def called(model, inputs):
+        inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+        return run(model, inputs)
+
+    empty, start = layer.make_cache(2, 4), np.zeros(2, "int32")
+    first = model_of(2, symbolic(empty), context=keras.Input((3, 16), name="context"))
+    inputs = {"inputs": ids[:, :2], "context": context, "cache": empty, "index": start}
+    state = called(first, inputs)
+    np.testing.assert_allclose(state["out"], whole[:, :2], rtol=1e-5, atol=1e-5)
+    described = keras.tree.map_structure(lambda x: (2, *x.shape[1:]), first.output["cache"])
+    assert described == keras.tree.map_structure(np.shape, state["cache"])
+    model_of(1, symbolic(state["cache"])).save(tmp_path / "step.keras")
+    step = keras.saving.load_model(tmp_path / "step.keras")
+    inputs = {"inputs": ids[:, 2:], "cache": state["cache"], "index": start + 2}
+    state = called(step, inputs)
+    np.testing.assert_allclose(state["out"], whole[:, 2:], rtol=1e-5, atol=1e-5)
+
+
 def test_embeddings_may_stand_for_ids_and_positions_may_be_given():
     layer = _decoder()
     ids = random_ids(2, 6) % 20
@@ -98,6 +152,36 @@ def test_hidden_states_in_a_functional_model():
     assert hidden.shape == (None, None, 16)
     model = keras.Model(ids, keras.layers.Dense(3, name="probe")(hidden))
     assert run(model, random_ids(2, 6) % 20).shape == (2, 6, 3)
+
+
+@pytest.mark.parametrize("index", [4, np.array([4, 2], "int32")], ids=["common", "per row"])
+def test_tokens_that_the_cache_has_no_slots_for(index):
+    layer, ids = _decoder(), random_ids(2, 2) % 20
+    error = (
+        ValueError if keras.backend.backend() != "torch" or isinstance(index, int) else IndexError
+    )
+    with pytest.raises(error, match="no room for 2 tokens from slot 4 on|out of bounds"):
+        layer(ids, cache=layer.make_cache(2, 5), cache_index=index)
+
+
+@only_on("jax", "tensorflow")
+def test_rows_become_nan_where_compiled_code_finds_no_slots_for_them():
+    layer, ids = _decoder(), random_ids(2, 2) % 20
+
+    def call(ids, index):
+        return layer(ids, cache=layer.make_cache(2, 5), cache_index=index)[0]
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        call = tf.function(call)
+    cases = [(4, [False, False]), (3, [True, True]), ([4, 3], [False, True])]
+    # TensorFlow raises at an index of its own for each row.
+    for index, fits in cases[: 3 if keras.backend.backend() == "jax" else 2]:
+        out = run(call, ids, np.asarray(index, "int32"))
+        np.testing.assert_array_equal(
+            np.isfinite(out), np.broadcast_to(np.reshape(fits, (2, 1, 1)), out.shape)
+        )
 
 
 def test_sequences_that_are_too_long():

@@ -1,10 +1,13 @@
 """LanguageDecoder: a Llama-style language model; by keyword SmolLM2, Llama 2/3, Qwen2/2.5."""
 
+import inspect
+
 import keras
 from keras import ops
 
 from dl_techniques.layers.attention_mask import attention_rule
 from dl_techniques.layers.block_runner import BlockRunner
+from dl_techniques.layers.cache_slots import nan_without_slots
 from dl_techniques.layers.configured_layer import ConfiguredLayer, register
 from dl_techniques.layers.transformer_blocks import DecoderBlock
 
@@ -41,6 +44,11 @@ class LanguageDecoder(ConfiguredLayer):
 
     Returns:
         float[B, T, vocab_size] logits, with a cache: (logits, the updated cache).
+
+    Raises:
+        ValueError: for more positions than `max_positions`, more tokens than the cache has slots
+            left, or a context without `cross_attention_every`. Where compiled code computes
+            `cache_index`, rows that the cache has no room for become NaN.
     """
 
     def __init__(
@@ -153,6 +161,7 @@ class LanguageDecoder(ConfiguredLayer):
         query_slots = ops.arange(length, dtype="int32")
         if cache is not None:
             query_slots = query_slots + ops.reshape(cache_index, (-1, 1))
+            x = nan_without_slots(x, query_slots, slots)
         mask, default_positions = attention_rule(
             query_slots, slots, attention_mask, segment_ids, image_ids, turn_ids
         )
@@ -160,7 +169,8 @@ class LanguageDecoder(ConfiguredLayer):
         new_cache, run = [], BlockRunner(self.remat, training)
         for i, block in enumerate(self.blocks):
             seen = {"context": context if block.cross_attention else None}
-            args = (x, positions, mask, context_mask)
+            # Keras itself gives an absent mask of `context` by its name.
+            args = (x, positions, mask, *(() if context_mask is None else (context_mask,)))
             if cache is None:
                 x = run(block, *args, **seen)
                 continue
@@ -190,10 +200,18 @@ class LanguageDecoder(ConfiguredLayer):
 
         return [(zeros(), zeros()) for _ in self.blocks]
 
-    def compute_output_spec(self, inputs, *args, return_hidden=False, **kwargs):
-        """Return the symbolic output of a call without a cache."""
-        width = self.hidden_dim if return_hidden else self.vocab_size
-        return keras.KerasTensor((*inputs.shape[:2], width), dtype=self.compute_dtype)
+    def compute_output_spec(self, *args, **kwargs):
+        """Return the symbolic output of a call; with a cache also that of the updated cache."""
+        given = inspect.signature(self.call).bind(*args, **kwargs).arguments
+        shape = given["inputs"].shape[:2]
+        width = self.hidden_dim if given.get("return_hidden") else self.vocab_size
+        out = keras.KerasTensor((*shape, width), dtype=self.compute_dtype)
+        if given.get("cache") is None:
+            return out
+        x = keras.KerasTensor((*shape, self.hidden_dim), dtype=self.compute_dtype)
+        blocks = zip(self.blocks, given["cache"], strict=True)
+        context = given.get("context")
+        return out, [b.compute_output_spec(x, context=context, cache=c)[1] for b, c in blocks]
 
     def compute_output_shape(self, inputs_shape):
         return (*inputs_shape[:2], self.vocab_size)
