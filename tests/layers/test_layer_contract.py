@@ -301,6 +301,35 @@ def test_keras_file_round_trip_is_bit_equal(name, tmp_path):
     )
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class _Encoder(layers.VisionTransformer):
+    """A user's layer: an argument of its own, the others are its base's."""
+
+    def __init__(self, *args, extra=1, dtype=None, **options):
+        super().__init__(*args, dtype=dtype, **options)
+        self.extra = extra
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class _SigLIPEncoder(layers.SigLIPVisionTransformer):
+    def __init__(self, extra=1, **kwargs):
+        super().__init__(**kwargs)
+        self.extra = extra
+
+
+@pytest.mark.no_backend
+@pytest.mark.parametrize("kind", [_Encoder, _SigLIPEncoder])
+def test_a_subclass_keeps_the_arguments_of_its_base(kind, tmp_path):
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    layer = kind(extra=3, **sizes, dropout=0.1, dtype="mixed_bfloat16")
+    images = keras.Input((8, 8, 3))
+    keras.Model(images, layer(images)).save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras").layers[-1]
+    config = kind.__base__(**sizes, dropout=0.1, dtype="mixed_bfloat16").get_config()
+    config = {**config, "extra": 3, "name": layer.name}
+    assert loaded.get_config() == layer.get_config() == config
+
+
 @each_layer
 def test_low_precision_policies(name):
     make, _, concrete, _ = CASES[name]

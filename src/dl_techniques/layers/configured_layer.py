@@ -9,16 +9,34 @@ register = keras.saving.register_keras_serializable(package=PACKAGE)
 
 
 class ConfiguredLayer(keras.layers.Layer):
-    """A layer that keeps each constructor argument in an attribute of the same name."""
+    """A layer that keeps each constructor argument in an attribute of the same name.
+
+    A subclass whose constructor passes `**kwargs` on has the arguments of its base, too; of those
+    that it gives itself, it leaves the names out of `arguments`.
+    """
 
     def arguments(self) -> dict:
         """Return every constructor argument with its present value."""
-        names = inspect.signature(type(self).__init__).parameters
-        return {name: getattr(self, name) for name in names if name not in ("self", "kwargs")}
+        return {name: getattr(self, name) for name in argument_names(type(self))}
 
     def get_config(self) -> dict:
         """Return the arguments, and those of every Keras layer."""
-        return {**super().get_config(), **self.arguments()}
+        return {**self.arguments(), **super().get_config()}
+
+
+def argument_names(layer_class: type) -> list[str]:
+    """Return the names of the constructor's arguments, with those that `**` passes on to bases."""
+    names = {}
+    for owner in layer_class.__mro__[: layer_class.__mro__.index(ConfiguredLayer)]:
+        if "__init__" not in vars(owner):
+            continue
+        parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]
+        names |= {
+            p.name: None for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return list(names)
 
 
 def require_divisible(total: int, parts: int, total_name: str, parts_name: str) -> None:

@@ -60,3 +60,7 @@ class SigLIPVisionTransformer(VisionTransformer):
             **SETTINGS,
             **kwargs,
         )
+
+    def arguments(self) -> dict:
+        """Return every constructor argument with its present value."""
+        return {name: value for name, value in super().arguments().items() if name not in SETTINGS}
