@@ -198,6 +198,7 @@ def _gradient(function, x):
         ((16, 3), "hidden_dim=16 must be a positive multiple of num_heads=3"),
         ((16, 4, 3), "num_heads=4 must be a positive multiple of num_kv_heads=3"),
         ((16, 0), "num_heads=0"),
+        ((16, 4, 0), "multiple of num_kv_heads=0"),
     ],
 )
 def test_impossible_heads(arguments, message):

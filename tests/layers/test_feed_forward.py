@@ -61,6 +61,13 @@ def test_only_what_the_products_need_is_kept_for_the_gradient(activation):
     assert len(wide) == 2  # What goes into the activation and what comes out.
 
 
+@pytest.mark.no_backend
+@pytest.mark.parametrize("kind", [MLP, SwiGLU])
+def test_wrong_width(kind):
+    with pytest.raises(ValueError, match=r"width hidden_dim=8, got shape \(2, 12\)"):
+        kind(8, 16)(np.zeros((2, 12), "float32"))
+
+
 def test_unknown_activation():
     with pytest.raises(ValueError, match="activation='relu' must be one of"):
         MLP(8, 12, "relu")

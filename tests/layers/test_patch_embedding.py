@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from tiny_models import fill, run
 
-from dl_techniques.layers import PatchEmbedding
+from dl_techniques.layers import PatchEmbedding, VisionTransformer
 from dl_techniques.layers.patch_embedding import resampling_matrix
 
 
@@ -93,3 +93,12 @@ def test_images_that_are_none(shape):
 def test_patches_larger_than_the_image():
     with pytest.raises(ValueError, match="img_size=8 is smaller than patch_size=16"):
         PatchEmbedding(8, 16)
+    with pytest.raises(ValueError, match="patch_size=0 must be at least 1"):
+        PatchEmbedding(8, 0)
+
+
+@pytest.mark.no_backend
+def test_sizes_of_numpy_are_whole_numbers():
+    config = VisionTransformer(np.int64(8), 4, 8, 1, 2).get_config()
+    assert type(config["img_size"]) is int
+    assert VisionTransformer.from_config(config).compute_output_shape((1, 8, 8, 3)) == (1, 4, 8)

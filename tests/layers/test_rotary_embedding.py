@@ -1,4 +1,5 @@
 import math
+import re
 import types
 
 import keras
@@ -136,3 +137,14 @@ def test_refused_scalings():
     for head_dim in (7, 0, -2):
         with pytest.raises(ValueError, match=f"head_dim={head_dim} must be a positive even number"):
             RotaryEmbedding(head_dim)
+
+
+@pytest.mark.no_backend
+@pytest.mark.parametrize(
+    ("x_shape", "positions_shape"),
+    [((2, 3, 4, 8), (3,)), ((2, 3, 4, 6), (2, 3)), ((2, 3, 8), (2, 3))],
+)
+def test_other_axes(x_shape, positions_shape):
+    message = re.escape(f"got shapes {x_shape} and {positions_shape}: give positions that all")
+    with pytest.raises(ValueError, match=message):
+        RotaryEmbedding(8)(_x(*x_shape), np.zeros(positions_shape, "int32"))

@@ -6,7 +6,12 @@ import keras
 from keras import ops
 
 from dl_techniques.layers.cache_slots import write_slots
-from dl_techniques.layers.configured_layer import ConfiguredLayer, register, require_divisible
+from dl_techniques.layers.configured_layer import (
+    ConfiguredLayer,
+    register,
+    require_divisible,
+    require_width,
+)
 from dl_techniques.layers.dense import Dense
 from dl_techniques.layers.one_token_attention import MOST_HEADS, attend_one_token
 from dl_techniques.layers.rotary_embedding import RotaryEmbedding
@@ -69,7 +74,7 @@ class GroupedQueryAttention(ConfiguredLayer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        num_kv_heads = num_kv_heads or num_heads
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if head_dim is None:
             require_divisible(hidden_dim, num_heads, "hidden_dim", "num_heads")
             head_dim = hidden_dim // num_heads
@@ -112,11 +117,7 @@ class GroupedQueryAttention(ConfiguredLayer):
         )
 
     def build(self, x_shape):
-        if x_shape[-1] != self.hidden_dim:
-            raise ValueError(
-                f"{self.name} expects inputs of width hidden_dim={self.hidden_dim}, "
-                f"got shape {tuple(x_shape)}."
-            )
+        require_width(self, x_shape)
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             projection.build(x_shape)
         self.o_proj.build((*x_shape[:-1], self.num_heads * self.head_dim))

@@ -39,6 +39,15 @@ def argument_names(layer_class: type) -> list[str]:
     return list(names)
 
 
+def require_width(layer: keras.layers.Layer, shape, name: str = "hidden_dim") -> None:
+    """Raise ValueError unless the last axis of an input's shape is as long as `layer.<name>`."""
+    width = getattr(layer, name)
+    if shape[-1] != width:
+        raise ValueError(
+            f"{layer.name} expects inputs of width {name}={width}, got shape {tuple(shape)}."
+        )
+
+
 def require_divisible(total: int, parts: int, total_name: str, parts_name: str) -> None:
     """Raise ValueError unless `total` is a positive multiple of `parts`."""
     if parts < 1 or total < 1 or total % parts:

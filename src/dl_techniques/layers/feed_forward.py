@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.layers.configured_layer import ConfiguredLayer, register, require_width
 from dl_techniques.layers.dense import Dense
 from dl_techniques.utils.jax_queries import is_traced_by_jax
 
@@ -48,6 +48,7 @@ class MLP(ConfiguredLayer):
         self.dropout2 = keras.layers.Dropout(dropout, name="dropout2", dtype=self.dtype_policy)
 
     def build(self, x_shape):
+        require_width(self, x_shape)
         self.fc1.build(x_shape)
         self.fc2.build((*x_shape[:-1], self.mlp_dim))
 
@@ -97,6 +98,7 @@ class SwiGLU(ConfiguredLayer):
         self.dropout2 = keras.layers.Dropout(dropout, name="dropout2", dtype=self.dtype_policy)
 
     def build(self, x_shape):
+        require_width(self, x_shape)
         self.gate_proj.build(x_shape)
         self.up_proj.build(x_shape)
         self.down_proj.build((*x_shape[:-1], self.mlp_dim))

@@ -1,5 +1,7 @@
 """PatchEmbedding: an image as a sequence of patch tokens with positions."""
 
+from numbers import Integral
+
 import keras
 from keras import ops
 
@@ -24,8 +26,9 @@ class PatchEmbedding(ConfiguredLayer):
     Input: float[B, H, W, 3]. Output: float[B, (H // patch) * (W // patch) (+ 1), embed_dim].
 
     Raises:
-        ValueError: if an image is smaller than one patch or does not have 3 channels, or for
-            unknown positions, or sincos ones with a width that is no multiple of 4.
+        ValueError: if an image is smaller than one patch or does not have 3 channels, for a patch
+            without pixels, or for unknown positions, or sincos ones with a width that is no
+            multiple of 4.
     """
 
     def __init__(
@@ -43,13 +46,16 @@ class PatchEmbedding(ConfiguredLayer):
             raise ValueError(f"positions={positions!r} must be 'learned' or 'sincos'.")
         if positions == "sincos" and embed_dim % 4:
             raise ValueError(f"positions='sincos' need a multiple of 4, got embed_dim={embed_dim}.")
-        self.img_size = img_size
+        if patch_size < 1:
+            raise ValueError(f"patch_size={patch_size} must be at least 1.")
+        # A config holds no numbers of NumPy.
+        self.img_size = int(img_size) if isinstance(img_size, Integral) else img_size
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         self.class_token = class_token
         self.use_bias = use_bias
         self.positions = positions
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        height, width = (img_size,) * 2 if isinstance(img_size, Integral) else img_size
         self.grid = (height // patch_size, width // patch_size)
         if min(self.grid) < 1:
             raise ValueError(f"img_size={img_size} is smaller than patch_size={patch_size}.")

@@ -72,9 +72,10 @@ class PixelShuffle(ConfiguredLayer):
         cells = length - int(has_class_token)
         side = math.isqrt(max(cells, 0))
         if cells < 1 or side * side != cells:
+            beside = {None: ", with or without", True: " and", False: " without"}[self.class_token]
             raise ValueError(
-                f"PixelShuffle needs a square grid of tokens (with or without a class token), got "
-                f"{length} tokens with class_token={self.class_token}."
+                f"PixelShuffle needs a square grid of tokens{beside} a class token, got {length} "
+                f"tokens with class_token={self.class_token}."
             )
         if side % self.scale_factor:
             raise ValueError(

@@ -29,11 +29,12 @@ class RotaryEmbedding(ConfiguredLayer):
             "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192}`.
 
-    Input: `x` float[B, T, H, head_dim] and `positions` int[B, T]. Output: as `x`. The rotation is
-    computed in float32.
+    Input: `x` float[B, T, H, head_dim] and `positions` int[B or 1, T]. Output: as `x`. The rotation
+    is computed in float32.
 
     Raises:
-        ValueError: if `head_dim` is odd or `scaling` is of another type or lacks a key.
+        ValueError: if `head_dim` is odd or `scaling` is of another type or lacks a key, or for
+            inputs of other axes.
 
     Reference: RoFormer, https://arxiv.org/abs/2104.09864.
     """
@@ -56,6 +57,12 @@ class RotaryEmbedding(ConfiguredLayer):
         return rotary_frequencies(self.head_dim, self.theta, self.scaling)
 
     def call(self, x, positions):
+        if len(x.shape) != 4 or x.shape[-1] != self.head_dim or len(positions.shape) != 2:
+            raise ValueError(
+                f"{self.name} expects x float[B, T, H, head_dim={self.head_dim}] and positions "
+                f"int[B, T], got shapes {tuple(x.shape)} and {tuple(positions.shape)}: give "
+                "positions that all rows share as positions[None]."
+            )
         frequencies = ops.convert_to_tensor(self._frequencies)
         angles = ops.expand_dims(ops.cast(positions, "float32"), -1) * frequencies
         cos = ops.expand_dims(_computed_once(ops.cos(angles)), 2)

@@ -65,7 +65,6 @@ class VisionTransformer(ConfiguredLayer):
         super().__init__(**kwargs)
         if drop_class_token and not class_token:
             raise ValueError("drop_class_token=True needs class_token=True: there is none to drop.")
-        self.img_size = img_size
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         self.depth = depth
@@ -95,6 +94,7 @@ class VisionTransformer(ConfiguredLayer):
             name="patch_embedding",
             dtype=self.dtype_policy,
         )
+        self.img_size = self.patch_embedding.img_size
         self.blocks = [
             EncoderBlock(
                 embed_dim,
