@@ -231,6 +231,10 @@ def test_everything_on_the_way_to_the_logits(name, models):
         model({"text_tokens": inputs["text_tokens"][:1] * 0 + 9}, return_dict=True)["vision_embeds"]
         is None
     )
+    symbolic = {k: keras.Input(v.shape[1:], dtype=v.dtype.name) for k, v in inputs.items()}
+    described = model(symbolic, return_dict=True)
+    assert model(symbolic).shape == described["logits"].shape == (None, 20, VOCAB)
+    assert described["vision_embeds"].shape == (None, 3, TOKENS, 24)
 
 
 def test_bad_batches_are_refused(models):

@@ -1,5 +1,6 @@
 """A row gets what it gets alone, however it is padded, batched or packed."""
 
+import keras
 import numpy as np
 import pytest
 from tiny_models import (
@@ -109,6 +110,24 @@ def test_text_only_batches(fusion, model, prefix_model):
     }
     np.testing.assert_allclose(logits(model, none)[:, -16:], plain, **CLOSE)
     np.testing.assert_allclose(run(model, ids), plain, **CLOSE)
+
+
+def test_logits_are_described_before_they_are_computed(model, prefix_model):
+    images = {"images": (2, 3, 16, 16, 3)}
+    for shapes, prefix in (
+        ({}, 0),
+        (images, 12),
+        ({"images": (2, 16, 16, 3)}, 4),
+        ({"vision_embeds": (2, 3, 4, 24)}, 12),
+    ):
+        shapes = {"text_tokens": (2, 7), **shapes}
+        assert model.compute_output_shape(shapes) == (2, 7, 32)
+        assert prefix_model.compute_output_shape(shapes) == (2, prefix + 7, 32)
+    for unknown in ((2, None, 16, 16, 3), (2, 3, None, 16, 3)):
+        shapes = {"text_tokens": (2, 7), "images": unknown}
+        assert prefix_model.compute_output_shape(shapes) == (2, None, 32)
+    for each in (model, prefix_model):
+        assert each(keras.Input((None,), dtype="int32")).shape == (None, None, 32)
 
 
 def test_one_image_may_come_without_the_axis_of_images(model):

@@ -7,6 +7,7 @@ Reference: https://arxiv.org/abs/2409.11402. It does not give the insides of the
 X and H; here they are `GatedCrossAttentionBlock`.
 """
 
+import keras
 from keras import ops
 
 from dl_techniques.layers.configured_layer import register
@@ -197,6 +198,12 @@ class NVLM(VisionLanguageModel):
         logits = self.language_decoder.token_embedding(hidden, reverse=True)
         vision = inputs["vision_embeds"]
         return {"logits": logits, "hidden_states": hidden, "vision_embeds": vision}
+
+    def compute_output_spec(self, *args, return_dict: bool = False, **kwargs):
+        """Return the symbolic output of a call."""
+        if return_dict:  # Traced, as Keras does without `compute_output_shape`.
+            return keras.Operation.compute_output_spec(self, *args, return_dict=True, **kwargs)
+        return super().compute_output_spec(*args, **kwargs)
 
     def arguments(self) -> dict:
         """Return the constructor's arguments."""

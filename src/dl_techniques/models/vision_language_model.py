@@ -216,6 +216,20 @@ class VisionLanguageModel(TrainedModel):
             return outputs_with_contrast(self, inputs, training)
         return self.decode(inputs, training)
 
+    def compute_output_shape(self, inputs_shape):
+        """Return the shape of the logits for the shapes of a call's inputs."""
+        shapes = inputs_shape if isinstance(inputs_shape, dict) else {"text_tokens": inputs_shape}
+        batch, length = shapes["text_tokens"]
+        images, vision = shapes.get("images"), shapes.get("vision_embeds")
+        if images is not None:
+            known = None not in images[-3:-1]
+            tokens = self.count_image_tokens(*images[-3:-1]) if known else None
+            vision = (batch, images[1] if len(images) == 5 else 1, tokens)
+        if self.fusion == "prefix" and vision is not None:
+            counts = (length, *vision[1:3])
+            length = None if None in counts else length + vision[1] * vision[2]
+        return batch, length, self.vocab_size
+
     def decode(self, inputs, training=None):
         """Return the logits of inputs; in a step with a chunked loss, the states before them."""
         return self.language_decoder(
