@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from only_on import only_on
 from tiny_models import fill, relative_path, run
 
 from dl_techniques import layers
@@ -299,6 +300,35 @@ def test_keras_file_round_trip_is_bit_equal(name, tmp_path):
     np.testing.assert_array_equal(
         run(lambda *x: loaded(list(x)), *values), run(lambda *x: model(list(x)), *values)
     )
+
+
+def _exported(layer, sizes):
+    import jax
+
+    sizes = jax.export.symbolic_shape(sizes)
+    x = jax.ShapeDtypeStruct(sizes, "float32")
+    return jax.export.export(jax.jit(lambda x: layer(x)))(x).call
+
+
+@only_on("jax")
+@pytest.mark.parametrize(
+    "name", ["patch_embedding", "sincos_vision_transformer", "perceiver_resampler"]
+)
+def test_export_with_unknown_sizes(name):
+    _, layer = _symbolic_model(name)
+    images = len(CASES[name][1][0]) == 4
+    call = _exported(layer, "batch, height, width, 3" if images else "batch, length, 6")
+    for shapes in CASES[name][2]:
+        values = _values(shapes)
+        np.testing.assert_allclose(call(*values), run(layer, *values), rtol=1e-5, atol=1e-6)
+
+
+@only_on("jax")
+@pytest.mark.parametrize("name", ["pixel_shuffle", "pooling_resampler"])
+def test_square_grids_are_exported_with_fixed_sizes_alone(name):
+    _, layer = _symbolic_model(name)
+    with pytest.raises(ValueError, match="must be fixed for export on JAX, got length"):
+        _exported(layer, "batch, length, 6")
 
 
 @keras.saving.register_keras_serializable(package="tests")

@@ -1,6 +1,7 @@
 """The base of every layer here: a config that is exactly its constructor arguments."""
 
 import inspect
+from numbers import Integral
 
 import keras
 
@@ -45,6 +46,18 @@ def require_width(layer: keras.layers.Layer, shape, name: str = "hidden_dim") ->
     if shape[-1] != width:
         raise ValueError(
             f"{layer.name} expects inputs of width {name}={width}, got shape {tuple(shape)}."
+        )
+
+
+def require_fixed(length, what: str) -> None:
+    """Raise ValueError if a length, None where unknown, is an expression of JAX's export.
+
+    What needs its root cannot have it: the shapes of such a program are polynomials.
+    """
+    if length is not None and not isinstance(length, Integral):
+        raise ValueError(
+            f"{what} must be fixed for export on JAX, got {length}: export a model whose "
+            "`keras.Input` has fixed sizes."
         )
 
 

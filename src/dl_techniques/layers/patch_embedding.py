@@ -119,13 +119,15 @@ class PatchEmbedding(ConfiguredLayer):
     def _grid_of(self, images_shape):
         """Return (rows, columns) of patches, None where a side is unknown."""
         shape = tuple(images_shape)
-        small = any(side is not None and side < self.patch_size for side in shape[1:3])
+        # JAX exports unknown sides as expressions, whose size compares with nothing.
+        sides = [side if isinstance(side, Integral) else None for side in shape[1:3]]
+        small = any(side is not None and side < self.patch_size for side in sides)
         if len(shape) != 4 or shape[-1] != 3 or small:
             raise ValueError(
                 f"{self.name} expects images float[B, H, W, 3] with H and W of at least "
                 f"patch_size={self.patch_size} pixels, got shape {shape}."
             )
-        return tuple(None if side is None else side // self.patch_size for side in shape[1:3])
+        return tuple(None if side is None else side // self.patch_size for side in sides)
 
 
 def sincos_positions(rows, columns, width: int):

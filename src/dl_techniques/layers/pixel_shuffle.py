@@ -4,7 +4,7 @@ import math
 
 from keras import ops
 
-from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.layers.configured_layer import ConfiguredLayer, register, require_fixed
 
 
 @register
@@ -67,6 +67,7 @@ class PixelShuffle(ConfiguredLayer):
                     "pass class_token=True or class_token=False."
                 )
             return self.class_token, None
+        require_fixed(length, "PixelShuffle's number of tokens")
         square = math.isqrt(length) ** 2 == length
         has_class_token = not square if self.class_token is None else self.class_token
         cells = length - int(has_class_token)

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from dl_techniques.layers.attention import GroupedQueryAttention
-from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.layers.configured_layer import ConfiguredLayer, register, require_fixed
 from dl_techniques.layers.feed_forward import MLP
 from dl_techniques.layers.transformer_blocks import make_norm
 
@@ -184,6 +184,7 @@ def _for_each_row(queries, tokens):
 
 
 def _side(count: int, what: str) -> int:
+    require_fixed(count, what)
     side = math.isqrt(count)
     if side * side != count:
         raise ValueError(f"{what} must be a square for mode='avgpool', got {count}.")
