@@ -360,6 +360,16 @@ def test_a_subclass_keeps_the_arguments_of_its_base(kind, tmp_path):
     assert loaded.get_config() == layer.get_config() == config
 
 
+@pytest.mark.no_backend
+def test_a_config_refuses_to_hide_that_kernels_were_quantized(tmp_path):
+    model, layer = _symbolic_model("mlp")
+    model.quantize("int8", filters="fc1")
+    with pytest.raises(ValueError, match=r"fc1 was quantized \(int8\), which the config of mlp"):
+        model.save(tmp_path / "model.keras")
+    quantized = layers.MLP(8, 12, dtype="int8_from_float32")
+    assert layers.MLP.from_config(quantized.get_config()).fc1.quantization_mode == "int8"
+
+
 @each_layer
 def test_low_precision_policies(name):
     make, _, concrete, _ = CASES[name]

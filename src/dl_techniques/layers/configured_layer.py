@@ -21,7 +21,12 @@ class ConfiguredLayer(keras.layers.Layer):
         return {name: getattr(self, name) for name in argument_names(type(self))}
 
     def get_config(self) -> dict:
-        """Return the arguments, and those of every Keras layer."""
+        """Return the arguments, and those of every Keras layer.
+
+        Raises:
+            ValueError: if a part was quantized, see `require_floats`.
+        """
+        require_floats(self)
         return {**self.arguments(), **super().get_config()}
 
 
@@ -38,6 +43,20 @@ def argument_names(layer_class: type) -> list[str]:
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break
     return list(names)
+
+
+def require_floats(layer: keras.layers.Layer) -> None:
+    """Raise ValueError if a part was quantized, which no argument of the layer tells.
+
+    A `.keras` file would have to be read into floats, and could not.
+    """
+    for part in layer._flatten_layers(include_self=False):
+        mode = part.quantization_mode
+        if mode and mode != layer.quantization_mode:
+            raise ValueError(
+                f"{part.path} was quantized ({mode}), which the config of {layer.name} cannot "
+                "hold: save before `quantize`, or only weights (`save_weights`) or adapters."
+            )
 
 
 def require_width(layer: keras.layers.Layer, shape, name: str = "hidden_dim") -> None:

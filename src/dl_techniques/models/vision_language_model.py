@@ -9,6 +9,7 @@ from dl_techniques.checkpoints.presets import from_preset, push_to_hub, save_to_
 from dl_techniques.generation.engine import Engine
 from dl_techniques.generation.generate import generate
 from dl_techniques.generation.scoring import score
+from dl_techniques.layers.configured_layer import require_floats
 from dl_techniques.layers.modality_projection import ModalityProjection
 from dl_techniques.layers.vision_transformer_siglip import SigLIPVisionTransformer
 from dl_techniques.models.batch_checks import BatchChecks
@@ -282,5 +283,10 @@ class VisionLanguageModel(TrainedModel):
         }
 
     def get_config(self):
-        """Return the constructor's arguments, and those of every Keras model."""
+        """Return the constructor's arguments, and those of every Keras model.
+
+        Raises:
+            ValueError: if a part was quantized, see `require_floats`.
+        """
+        require_floats(self)
         return {**super().get_config(), **self.arguments()}
