@@ -354,7 +354,7 @@ def test_stages_without_a_mixture_cut_pictures_and_have_their_own_length(augment
     longest = []
     for length in (300, 200):
         settings = {**config, "name": "a", "max_text_length": length}
-        data, _ = stage_data(settings, processor, samples)
+        data, *_ = stage_data(settings, processor, samples)
         longest.append(max(len(row.tokens()[0]) for row in data.dataset.rows))
         assert data.dataset[0][0]["num_images"].max() == 5
     assert longest[1] <= 200 < longest[0] <= 300
