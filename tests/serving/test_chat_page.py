@@ -20,6 +20,7 @@ from page_browser import (
 )
 from PIL import Image
 from playwright.sync_api import expect
+from waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.no_backend]
 address, browser, model, page = shared.address, shared.browser, shared.model, shared.page
@@ -410,21 +411,34 @@ def test_answers_that_fail_at_once_make_no_second_conversation(page, model):
 
 
 def test_a_page_left_before_a_question_is_kept_keeps_it(page, model):
-    ask(page, "one")
-    answered(page)
-    page.evaluate("() => { saving = new Promise(() => {}); }")
+    never = "() => { saving = new Promise(() => {}); }"
+    page.evaluate(never)
     held(page, model, 0)
     expect(page.locator(".waiting")).to_have_count(1)
     page.reload()
-    expect(page.locator(".message .body")).to_have_text(["one", "yes", "question"])
-    page.get_by_role("button", name="New").click()
-    page.evaluate("() => { saving = new Promise(() => {}); }")
+    expect(page.locator(".message .body")).to_have_text(["question"])
+    model.answer = "yes"
     model.more.release(10**6)
+    page.get_by_role("button", name="Answer").click()
+    answered(page)
+    page.evaluate(never)
     ask(page, "another")
-    expect(page.locator(".message .body").first).to_have_text("another")
+    answered(page, 2)
     page.reload()
-    expect(page.locator(".message .body").first).to_have_text("another")
-    expect(page.locator("#list li").first).to_contain_text("another")
+    expect(page.locator(".message .body")).to_have_text(["question", "yes", "another", "yes"])
+    expect(page.locator("#list li")).to_have_count(1)
+    assert page.evaluate("() => Object.keys(localStorage)") == []
+
+
+def test_a_page_left_with_more_than_fits_elsewhere(page, model):
+    ask(page, "one")
+    answered(page)
+    page.evaluate("() => { saving = new Promise(() => {}); keep = () => false; }")
+    ask(page, "another")
+    answered(page, 2)
+    page.evaluate("() => window.dispatchEvent(new Event('pagehide'))")
+    count = "async () => (await read(chat.id)).messages.length"
+    wait_until(lambda: page.evaluate(count) == 4)
 
 
 def test_the_log_stays_where_the_reader_is(page, model):
