@@ -8,6 +8,7 @@ from keras import ops
 from dl_techniques.layers.cache_slots import write_slots
 from dl_techniques.layers.configured_layer import (
     ConfiguredLayer,
+    call_arguments,
     register,
     require_divisible,
     require_width,
@@ -247,10 +248,9 @@ class GroupedQueryAttention(ConfiguredLayer):
     def compute_output_shape(self, x_shape):
         return x_shape
 
-    def compute_output_spec(
-        self, x, positions=None, attention_mask=None, cache=None, *args, **kwargs
-    ):
+    def compute_output_spec(self, x, *args, **kwargs):
         """Return the symbolic output of a call; with a cache also that of the updated cache."""
+        cache = call_arguments(self, x, *args, **kwargs).get("cache")
         out = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
         return out if cache is None else (out, symbolic_like(cache))
 

@@ -45,6 +45,11 @@ def argument_names(layer_class: type) -> list[str]:
     return list(names)
 
 
+def call_arguments(layer: keras.layers.Layer, *args, **kwargs) -> dict:
+    """Return the arguments that a call is given, by their names; those left out are absent."""
+    return inspect.signature(layer.call).bind(*args, **kwargs).arguments
+
+
 def require_floats(layer: keras.layers.Layer) -> None:
     """Raise ValueError if a part was quantized, which no argument of the layer tells.
 

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from dl_techniques.layers.attention import GroupedQueryAttention, require_values, symbolic_like
-from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.layers.configured_layer import ConfiguredLayer, call_arguments, register
 from dl_techniques.layers.feed_forward import MLP, SwiGLU
 
 NORMS = {"layer": keras.layers.LayerNormalization, "rms": keras.layers.RMSNormalization}
@@ -351,22 +351,13 @@ class DecoderBlock(ConfiguredLayer):
     def compute_output_shape(self, x_shape):
         return x_shape
 
-    def compute_output_spec(
-        self,
-        x,
-        positions=None,
-        attention_mask=None,
-        context_mask=None,
-        context=None,
-        cache=None,
-        *args,
-        **kwargs,
-    ):
+    def compute_output_spec(self, x, *args, **kwargs):
         """Return the symbolic output of a call; with a cache also that of the updated cache."""
+        given = call_arguments(self, x, *args, **kwargs)
         out = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
-        if cache is None:
+        if given.get("cache") is None:
             return out
-        cache = symbolic_like(cache)
+        cache, context = symbolic_like(given["cache"]), given.get("context")
         if self.cross_block is not None and context is not None:
             heads = self.attention.num_kv_heads, self.attention.head_dim
             keys, values = (

@@ -1,14 +1,12 @@
 """LanguageDecoder: a Llama-style language model; by keyword SmolLM2, Llama 2/3, Qwen2/2.5."""
 
-import inspect
-
 import keras
 from keras import ops
 
 from dl_techniques.layers.attention_mask import attention_rule
 from dl_techniques.layers.block_runner import BlockRunner
 from dl_techniques.layers.cache_slots import nan_without_slots
-from dl_techniques.layers.configured_layer import ConfiguredLayer, register
+from dl_techniques.layers.configured_layer import ConfiguredLayer, call_arguments, register
 from dl_techniques.layers.transformer_blocks import DecoderBlock
 
 
@@ -202,7 +200,7 @@ class LanguageDecoder(ConfiguredLayer):
 
     def compute_output_spec(self, *args, **kwargs):
         """Return the symbolic output of a call; with a cache also that of the updated cache."""
-        given = inspect.signature(self.call).bind(*args, **kwargs).arguments
+        given = call_arguments(self, *args, **kwargs)
         shape = given["inputs"].shape[:2]
         width = self.hidden_dim if given.get("return_hidden") else self.vocab_size
         out = keras.KerasTensor((*shape, width), dtype=self.compute_dtype)
